@@ -1,0 +1,1 @@
+"""Checkpoints: key layouts (layouts.py), reading files safely (safe_load.py), explicit conversion (convert.py)."""

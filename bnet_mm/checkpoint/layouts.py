@@ -1,0 +1,122 @@
+"""How a BNET layer is written in checkpoints, and how every other layout is read into ours.
+
+Ours, for a layer called ``bn3``::
+
+    bn3.bnconv.weight (C, 1, k, k)    bn3.bnconv.bias (C,)
+    bn3.norm.running_mean (C,)        bn3.norm.running_var (C,)        bn3.norm.num_batches_tracked ()
+
+Also accepted, by ``load_state_dict`` itself and so everywhere a checkpoint is loaded:
+
+- BN: ``bn3.weight`` (C,) goes to the centre tap and ``bn3.bias`` to the bias, so the function is unchanged;
+- the official ImageNet and detection layout: ``bnet3.bnconv.*`` with ``bnet3.running_*``;
+- the older official detection layout: ``bnconv3.*`` beside ``bn3.running_*``;
+- a smaller k, which is centred in the larger kernel (the dilation is the layer's: checkpoints do not hold it).
+
+The official names sit beside the layer rather than below it, so the block that holds the layer renames them
+(:func:`accept_official_names`); the rest is the layer's own business (:func:`adapt_bnet_keys`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+StateDict = MutableMapping[str, Tensor]
+
+STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+# <block>.bnet3.<rest> and <block>.bnconv3.{weight,bias}, the two official spellings of our <block>.bn3.<...>
+OFFICIAL_LAYER = re.compile(r'(?P<block>(?:.*\.)?)bnet(?P<index>\d*)\.(?P<rest>.+)')
+OFFICIAL_OLD_TRANSFORM = re.compile(r'(?P<block>(?:.*\.)?)bnconv(?P<index>\d+)\.(?P<rest>weight|bias)')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be loaded without losing something."""
+
+
+def official_to_host_key(key: str) -> str:
+    """The key with an official BNET name replaced by the host's: ``bnet3.x`` or ``bnconv3.x`` under ``bn3``."""
+    if match := OFFICIAL_LAYER.fullmatch(key):
+        return '{block}bn{index}.{rest}'.format(**match.groupdict())
+    if match := OFFICIAL_OLD_TRANSFORM.fullmatch(key):
+        return '{block}bn{index}.bnconv.{rest}'.format(**match.groupdict())
+    return key
+
+
+def accept_official_names(block: nn.Module) -> None:
+    """Let ``block``, which holds BNET layers called ``bn<i>``, load the official names of these layers too."""
+    block._register_load_state_dict_pre_hook(_rename_official_keys)
+
+
+def _rename_official_keys(state_dict: StateDict, prefix: str, *_) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        new_key = prefix + official_to_host_key(key[len(prefix) :])
+        if new_key != key:
+            move_key(state_dict, key, new_key)
+
+
+def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
+    """Rename a key.
+
+    Raises:
+        CheckpointError: If the new name is taken.
+    """
+    if new_key in state_dict:
+        raise CheckpointError(f'the checkpoint holds {new_key} twice: also as {key}')
+    state_dict[new_key] = state_dict.pop(key)
+
+
+def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module, required: bool) -> None:
+    """Rewrite, in place, the keys below ``prefix`` into the layout of the BNET ``layer``.
+
+    Args:
+        state_dict: The state dict that is being loaded.
+        prefix: Name of the layer in it, with the final dot.
+        layer: The :class:`bnet_mm.BNET` that will read it.
+        required: Whether the layer must find its weights, because the convolution before it found its own.
+
+    Raises:
+        CheckpointError: If the kernel in the checkpoint does not fit, or if ``required`` and a tensor is missing.
+    """
+    for name in STATISTICS:
+        if prefix + name in state_dict:
+            move_key(state_dict, prefix + name, f'{prefix}norm.{name}')
+
+    taps, bias = prefix + 'bnconv.weight', prefix + 'bnconv.bias'
+    if taps not in state_dict and prefix + 'weight' in state_dict:
+        state_dict[taps] = _as_kernel(state_dict.pop(prefix + 'weight'), prefix)
+        if prefix + 'bias' in state_dict:
+            move_key(state_dict, prefix + 'bias', bias)
+    if taps in state_dict:
+        state_dict[taps] = _enlarge_kernel(state_dict[taps], tuple(layer.bnconv.weight.shape), taps)
+
+    needed = [taps, bias, *(f'{prefix}norm.{name}' for name, _ in layer.norm.named_buffers() if name != STATISTICS[-1])]
+    missing = [key for key in needed if key not in state_dict]
+    if required and missing:
+        block, name = prefix[:-1].rpartition('.')[::2]
+        official = name.replace('bn', 'bnet', 1)
+        raise CheckpointError(
+            f'the convolution before {prefix[:-1]} was found in the checkpoint, but its BNET layer was not: no '
+            f'{", ".join(missing)}. Also looked for {prefix}weight, {prefix}bias, {prefix}running_mean, '
+            f'{prefix}running_var (BN) and {(block + "." if block else "")}{official}.* (official BNET). '
+            'Use a checkpoint of this architecture: going on would leave this norm untrained'
+        )
+
+
+def _as_kernel(gamma: Tensor, prefix: str) -> Tensor:
+    """BN's weight (C,) as a 1 x 1 depthwise kernel (C, 1, 1, 1)."""
+    if gamma.dim() != 1:
+        raise CheckpointError(f'{prefix}weight must be the (C,) weight of a BN layer, got shape {tuple(gamma.shape)}')
+    return gamma.reshape(-1, 1, 1, 1)
+
+
+def _enlarge_kernel(kernel: Tensor, shape: tuple[int, ...], key: str) -> Tensor:
+    """Centre a (C, 1, j, j) kernel in zeros of ``shape`` (C, 1, k, k), j <= k; the function stays the same."""
+    margin = shape[-1] - kernel.shape[-1] if kernel.dim() == 4 else -1
+    if margin < 0 or margin % 2 or kernel.shape[-1] != kernel.shape[-2] or tuple(kernel.shape[:2]) != shape[:2]:
+        raise CheckpointError(
+            f'{key} has shape {tuple(kernel.shape)} in the checkpoint; the layer takes {shape} or a smaller odd kernel'
+        )
+    return F.pad(kernel, [margin // 2] * 4) if margin else kernel

@@ -1,0 +1,194 @@
+"""What tools/train.py and tools/test.py share: arguments, config, process group, runner, and clear errors."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from bnet_mm.checkpoint.layouts import CheckpointError
+
+# Options that mmengine or the four libraries read from the config beside the Runner's arguments.
+OTHER_OPTIONS = ('find_unused_parameters', 'sync_bn', 'compile', 'gpu_ids', 'tta_model', 'tta_pipeline', 'work_dir')
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is the whole message."""
+
+
+@contextmanager
+def clear_errors(doing: str) -> Iterator[None]:
+    """Turn any error inside into a UserError that says what was being done; BNET_MM_TRACEBACK=1 keeps the traceback."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        name = '' if isinstance(error, (FileNotFoundError, CheckpointError)) else f'{type(error).__name__}: '
+        raise UserError(f'{doing}: {name}{text.strip()}') from error
+
+
+def run_tool(main: Any) -> None:
+    """Run ``main()``; a UserError becomes one sentence on stderr (once, not per process) and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get('RANK', '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def common_arguments(description: str) -> argparse.ArgumentParser:
+    """The options that training and testing share, as OpenMMLab users know them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        help='override config values, for instance model.backbone.bnet.k=7 train_dataloader.batch_size=4',
+    )  # fmt: skip
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+
+    Raises:
+        UserError: For a config that cannot be read, does not import bnet_mm although it needs it, or lacks the place
+            that an option names.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with clear_errors(f'config {args.config} cannot be read'):
+        cfg = Config.fromfile(args.config)
+    _check_custom_imports(cfg, args.config)
+    for key in args.cfg_options:
+        _check_option(key, cfg)
+    with clear_errors('--cfg-options cannot be merged'):
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if cfg.get('default_scope') == 'mmpretrain':
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(field):  # mmpretrain's own tools fill this in, its configs do not say it
+                cfg[field].setdefault('collate_fn', dict(type='default_collate'))
+    return cfg
+
+
+def _check_custom_imports(cfg: Config, path: str) -> None:
+    def types(node: Any) -> Iterator[Any]:
+        if isinstance(node, dict):
+            yield node.get('type')
+            node = list(node.values())
+        if isinstance(node, (list, tuple)):
+            for child in node:
+                yield from types(child)
+
+    needs_us = [name for name in types(cfg.to_dict()) if name in ('BNET', 'WithBNET')]
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    if needs_us and not any(
+        name.split('.')[0] == 'bnet_mm' for name in ([imports] if isinstance(imports, str) else imports)
+    ):
+        raise UserError(
+            f"{path} uses type='{needs_us[0]}' but does not import bnet_mm: add "
+            "custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False) to it"
+        )
+
+
+def _check_option(key: str, cfg: Config) -> None:
+    known = [*cfg.keys(), *inspect.signature(Runner.__init__).parameters, *OTHER_OPTIONS]
+    first = key.split('.')[0]
+    if first not in known:
+        close = difflib.get_close_matches(first, known, n=1)
+        hint = f'; did you mean {close[0]}?' if close else f'; the config has {", ".join(sorted(cfg.keys()))}'
+        raise UserError(f'--cfg-options {key}: the config has no {first}{hint}')
+
+
+def resume_from(cfg: Config, resume: str | None) -> None:
+    """Set up ``--resume`` (the latest checkpoint in the work dir) or ``--resume CHECKPOINT``."""
+    if resume is None:
+        return
+    if resume == 'auto':
+        latest = find_latest_checkpoint(cfg.work_dir)
+        if latest is None:
+            raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no last_checkpoint there)')
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+
+
+def start_process_group(cfg: Config) -> None:
+    """Make a distributed job run without CUDA (gloo).
+
+    mmengine calls ``torch.cuda.set_device`` before it starts a process group and gives DDP a device id; neither works
+    without CUDA, so here the group is started first, which mmengine accepts, and DDP is told that there is no device.
+    """
+    if cfg.launcher == 'none':
+        return
+    local_rank = int(os.environ['LOCAL_RANK'])
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f'{local_rank + 1} or more GPUs asked for, this machine has {torch.cuda.device_count()}')
+        return
+    if cfg.launcher != 'pytorch':
+        raise UserError(f'--launcher {cfg.launcher} needs CUDA; without it, use tools/dist_train.sh or dist_test.sh')
+    dist.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+class CheckedRunner(Runner):
+    """mmengine's Runner that does not go on with a checkpoint of another model.
+
+    With ``strict_loading`` (testing and resuming) the file must hold every tensor of the model and no other; without it
+    (``load_from`` for fine-tuning) one tensor at least has to fit, and mmengine logs the rest.
+    """
+
+    strict_loading = False
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        kwargs['strict'] = self.strict_loading
+        try:
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        except CheckpointError:
+            raise
+        except RuntimeError as error:  # mmengine lists every key; the first few say enough
+            lines = [textwrap.shorten(line, 200) for line in str(error).splitlines() if line.strip()]
+            raise CheckpointError(f'{filename} is not a checkpoint of this model: {"; ".join(lines[1:4])}') from None
+        own = self.model.state_dict()
+        loaded = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
+        if not any(key in own and own[key].shape == value.shape for key, value in loaded.items()):
+            raise CheckpointError(f'{filename} is not a checkpoint of this model: no tensor in it fits')
+        return checkpoint
+
+
+def build_runner(cfg: Config, strict_loading: bool) -> Runner:
+    """The runner that the config asks for; its ``runner_type``, if any, is respected."""
+    start_process_group(cfg)
+    with clear_errors('the model or another part of the config cannot be built'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
+    runner.strict_loading = strict_loading
+    return runner
