@@ -43,3 +43,12 @@ def randomise(model):
             if name.endswith('running_var'):
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
     return model
+
+
+def randomise_parameters(model):
+    """As randomise, but leaves running statistics and frozen parameters alone."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * (0.5 / max(1, parameter[0].numel()) ** 0.5))
+    return model

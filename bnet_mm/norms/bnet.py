@@ -10,6 +10,7 @@ identity, so that a fresh BNET equals a fresh BN.
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,21 @@ def check_positive_int(name: str, value: object, odd: bool = False) -> None:
     allowed = 'a positive odd integer' if odd else 'a positive integer'
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (odd and value % 2 == 0):
         raise ValueError(f'BNET: {name} must be {allowed}, got {value!r}')
+
+
+@torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
+def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> None:
+    """Raise a ValueError for an input that BNET cannot normalise."""
+    shape = tuple(x.shape)
+    if x.dim() != 4:
+        raise ValueError(f'BNET: input must be 4-D (N, C, H, W), got {x.dim()}-D of shape {shape}')
+    if shape[1] != num_features:
+        raise ValueError(f'BNET: input must have num_features={num_features} channels, got shape {shape}')
+    if needs_several_values and shape[0] * shape[2] * shape[3] == 1:
+        raise ValueError(
+            f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
+            'use a larger batch or map, or eval()'
+        )
 
 
 class DepthwiseTransform(nn.Module):
@@ -146,22 +162,8 @@ class BNET(nn.Module):
         return self.bnconv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
+        check_input(x, self.num_features, self.norm.training and not isinstance(self.norm, nn.SyncBatchNorm))
         return self.bnconv(self.norm(x))
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f'BNET: input must be 4-D (N, C, H, W), got {x.dim()}-D of shape {tuple(x.shape)}')
-        if x.shape[1] != self.num_features:
-            raise ValueError(
-                f'BNET: input must have num_features={self.num_features} channels, got shape {tuple(x.shape)}'
-            )
-        alone = self.norm.training and not isinstance(self.norm, nn.SyncBatchNorm)
-        if alone and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            raise ValueError(
-                f'BNET: input must have more than one value per channel in training mode, got shape {tuple(x.shape)}; '
-                'use a larger batch or map, or eval()'
-            )
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args) -> None:
         # Both torch's and the host's loader fill missing_keys in module order, so its last entry tells whether the
