@@ -7,6 +7,10 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPO.parent / 'shared' / 'data'
 
 
+def pytest_configure(config):
+    pytest.REPO, pytest.SHARED_DATA = REPO, SHARED_DATA
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('gpu') and not torch.cuda.is_available():

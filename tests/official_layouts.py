@@ -133,14 +133,14 @@ def _neck_and_heads(depth: int, num_classes: int, width: int, neck: int, hidden:
     stages = [width * 2**i * expansion(depth) for i in range(4)]
     entries = []
     for i, channels in enumerate(stages):
-        entries += _biased(f'neck.lateral_convs.{i}.conv', (neck, channels, 1, 1))
+        entries += _biased(f'neck.lateral_convs.{i}.conv', (neck, channels, 1, 1), 0.5)
     for i in range(4):
         entries += _biased(f'neck.fpn_convs.{i}.conv', (neck, neck, 3, 3))
     entries += _biased('rpn_head.rpn_conv', (neck, neck, 3, 3), math.sqrt(2))
     entries += _biased('rpn_head.rpn_cls', (3, neck, 1, 1)) + _biased('rpn_head.rpn_reg', (12, neck, 1, 1), 0.2)
     head = 'roi_head.bbox_head'
-    entries += _biased(f'{head}.fc_cls', (num_classes + 1, hidden), 3.0)
-    entries += _biased(f'{head}.fc_reg', (4 * num_classes, hidden))
+    entries += _biased(f'{head}.fc_cls', (num_classes + 1, hidden), 2.0)
+    entries += _biased(f'{head}.fc_reg', (4 * num_classes, hidden), 0.5)
     entries += _biased(f'{head}.shared_fcs.0', (hidden, neck * 49), math.sqrt(2))
     return entries + _biased(f'{head}.shared_fcs.1', (hidden, hidden), math.sqrt(2))
 

@@ -1,0 +1,100 @@
+"""Explicit conversion of a released (official) BNET checkpoint into our layout."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bnet_mm.checkpoint.layouts import STATISTICS, CheckpointError, move_key, official_to_host_key
+from bnet_mm.checkpoint.safe_load import load_checkpoint_file
+
+LAYER_TENSORS = ('bnconv.weight', 'bnconv.bias', 'norm.running_mean', 'norm.running_var')
+
+
+@dataclass
+class Conversion:
+    """What became of each key.
+
+    Attributes:
+        state_dict: The converted tensors.
+        renamed: Old name -> new name.
+        kept: Names that are the same in both layouts.
+        unmatched: Problems: a BNET key that is no part of a complete layer, or a layer that lacks a tensor.
+    """
+
+    state_dict: OrderedDict
+    renamed: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+
+
+def convert_state_dict(source: dict) -> Conversion:
+    """Rename the official BNET keys (ImageNet, detection, older detection) of a state dict into our layout."""
+    result = Conversion(OrderedDict(source))
+    layers = {_layer(official_to_host_key(key)) for key in source if official_to_host_key(key) != key}
+    for key in source:
+        new_key = official_to_host_key(key)
+        layer = next((layer for layer in (_layer(new_key), new_key.rpartition('.')[0]) if layer in layers), None)
+        if layer is None:
+            result.kept.append(key)
+            continue
+        rest = new_key[len(layer) + 1 :]
+        new_key = f'{layer}.norm.{rest}' if rest in STATISTICS else new_key
+        if new_key[len(layer) + 1 :] not in (*LAYER_TENSORS, 'norm.num_batches_tracked'):
+            result.unmatched.append(f'{key} is no part of a BNET layer')
+        elif new_key != key:
+            move_key(result.state_dict, key, new_key)
+            result.renamed[key] = new_key
+    for layer in sorted(layers):
+        missing = [name for name in LAYER_TENSORS if f'{layer}.{name}' not in result.state_dict]
+        result.unmatched += [f'{layer}.{name} is missing' for name in missing]
+    return result
+
+
+def _layer(host_key: str) -> str:
+    """Name of the layer that a key of ours belongs to: 'layer1.0.bn3.bnconv.weight' -> 'layer1.0.bn3'."""
+    for suffix in (*LAYER_TENSORS, *STATISTICS):
+        if host_key.endswith('.' + suffix):
+            return host_key[: -len(suffix) - 1]
+    return host_key.rpartition('.')[0]
+
+
+def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
+    """Convert the checkpoint ``source`` and write ``target``, unless a key is unmatched.
+
+    Returns:
+        The conversion, and the names of the other entries of the file that are not carried over.
+
+    Raises:
+        FileNotFoundError: If ``source`` does not exist.
+        FileExistsError: If ``target`` exists.
+        CheckpointError: If ``source`` is not a checkpoint with official BNET layers.
+    """
+    if os.path.exists(target):
+        raise FileExistsError(f'{target} exists already')
+    checkpoint = load_checkpoint_file(source, map_location='cpu')
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError(f'{source} holds no state_dict of tensors')
+    result = convert_state_dict(state_dict)
+    if not result.renamed and not result.unmatched:
+        raise CheckpointError(
+            f'{source} has no official BNET layer (bnet<i>.* or bnconv<i>.*), so there is nothing to convert: BN '
+            'checkpoints and checkpoints of bnet_mm load as they are'
+        )
+    entries = {} if state_dict is checkpoint else checkpoint
+    left_out = [name for name in entries if name not in ('state_dict', 'meta')]
+    if not result.unmatched:
+        meta = {**entries.get('meta', {}), 'converted_from': Path(source).name}
+        temporary = f'{target}.part{os.getpid()}'
+        try:
+            torch.save({'meta': meta, 'state_dict': result.state_dict}, temporary)
+            os.replace(temporary, target)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    return result, left_out

@@ -1,0 +1,154 @@
+"""Where BNET sits: names, parameter counts, costs and functions of mmdet's ResNet and ResNeXt."""
+
+import copy
+
+import pytest
+import reference
+import torch
+from hosts import import_host_models
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+import bnet_mm
+from bnet_mm import BNET
+
+pytest.importorskip('mmdet')
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    import_host_models('mmdet')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+def backbone(kind='ResNet', bnet=None, **options):
+    options = {'depth': 50, **options}
+    if bnet is None:
+        return MODELS.build(dict(type=kind, **options))
+    return MODELS.build(dict(type='WithBNET', base=kind, bnet=bnet, **options))
+
+
+def bnet_names(model):
+    return {name for name, m in model.named_modules() if isinstance(m, BNET)}
+
+
+BLOCKS_50 = [f'layer{i}.{j}' for i, n in enumerate((3, 4, 6, 3), 1) for j in range(n)]
+BLOCKS_18 = [f'layer{i}.{j}' for i in range(1, 5) for j in range(2)]
+
+
+@pytest.mark.parametrize('kind', ['ResNet', 'ResNeXt'])
+@pytest.mark.parametrize('where', ['A', 'B', 'C', 'AC', 'CBA'])
+def test_positions_of_bottlenecks(kind, where):
+    extra = dict(groups=32, base_width=4) if kind == 'ResNeXt' else {}
+    model = backbone(kind, dict(k=3, where=where), **extra)
+    want = {f'{block}.bn{"ABC".index(letter) + 1}' for block in BLOCKS_50 for letter in where}
+    assert bnet_names(model) == want
+    plain = backbone(kind, **extra)
+    assert type(model) is type(plain)
+    changed = {name for name in want for name in (name, f'{name}.norm', f'{name}.bnconv')}
+    assert {n for n, _ in model.named_modules()} - changed == {n for n, _ in plain.named_modules()} - want
+
+
+def test_positions_of_basic_blocks_and_everywhere():
+    assert bnet_names(backbone(bnet=dict(k=3), depth=18)) == {f'{block}.bn2' for block in BLOCKS_18}
+    assert bnet_names(backbone(bnet=dict(k=3, where='A'), depth=18)) == {f'{block}.bn1' for block in BLOCKS_18}
+    plain = backbone()
+    everywhere = {name for name, m in plain.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert bnet_names(backbone(bnet=dict(k=3, where='all'))) == everywhere and len(everywhere) == 53
+
+
+@pytest.mark.parametrize('where', ['C', 'ABC', 'all'])
+@pytest.mark.parametrize('depth', [18, 50])
+def test_enhancing_keeps_the_function(where, depth):
+    """In eval and in training mode, with the gradients of all other parameters; against an untouched copy."""
+    plain = reference.randomise(backbone(depth=depth, base_channels=8, stem_channels=8)).double()
+    model = copy.deepcopy(plain)
+    plain.layer2[0].bn1.requires_grad_(False)
+    model.layer2[0].bn1.requires_grad_(False)
+    names = bnet_mm.enhance(model, k=5, where=where)
+    assert set(names) == bnet_names(model)
+    x = torch.randn(2, 3, 64, 72, dtype=torch.float64)
+    for mode in (True, False):
+        plain.train(mode), model.train(mode)
+        for got, want in zip(model(x), plain(x)):
+            torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8 * want.abs().max().item())
+    if where == 'all':
+        assert not any(p.requires_grad for p in model.layer2[0].bn1.parameters())
+    sum(y.square().mean() for y in model(x)).backward()
+    sum(y.square().mean() for y in plain(x)).backward()
+    gradients = dict(model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        if name in gradients and parameter.requires_grad:
+            torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_trainable_parameters_of_faster_rcnn_equal_the_printed_ones():
+    """Table 5, in millions; stem and stage 1 are frozen."""
+    printed = dict(bn=41.5, bnet3=41.6, bnet5=41.9, bnet7=42.2)
+    trainable = {}
+    for norm in printed:
+        cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_{norm}_1x.py').model
+        model = MODELS.build(cfg)
+        trainable[norm] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    assert {norm: round(value, 1) for norm, value in trainable.items()} == printed
+
+
+@pytest.mark.parametrize('depth, added', [(50, {3: 0.121, 5: 0.362, 7: 0.725}), (101, {3: 0.260, 5: 0.780})])
+def test_added_parameters_of_the_backbone(depth, added):
+    plain = sum(p.numel() for p in backbone(depth=depth).parameters())
+    for k, want in added.items():
+        got = sum(p.numel() for p in backbone(depth=depth, bnet=dict(k=k)).parameters()) - plain
+        assert round(got / 1e6, 3) == want
+
+
+@pytest.mark.parametrize('k', [3, 5, 7])
+def test_gflops_at_1280x800_rise_by_the_printed_amount(k):
+    """0.11264 k^2 multiply-adds by mmengine's counter of convolutions; with the printed 207.07 this is Table 5."""
+
+    def convolutions(model):
+        with torch.device('meta'):
+            analyzer = FlopAnalyzer(model.eval(), torch.empty(1, 3, 800, 1280))
+        analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return analyzer.by_operator()['conv'] / 1e9
+
+    with torch.device('meta'):
+        plain, model = nn.Sequential(backbone()), nn.Sequential(backbone(bnet=dict(k=k)))
+    rise = convolutions(model) - convolutions(plain)
+    assert rise == pytest.approx(0.11264 * k * k, rel=1e-9)
+    assert round(207.07 + rise, 1) == {3: 208.1, 5: 209.9, 7: 212.6}[k]
+
+
+def test_dilation_and_dilated_checkpoint_options():
+    layer = backbone(bnet=dict(k=3, dilation=2)).layer1[0].bn3
+    assert (layer.bnconv.k, layer.bnconv.dilation) == (3, 2)
+
+
+@pytest.mark.parametrize('bnet, message', [
+    (dict(where='D'), "where must be 'all' or letters of 'ABC'"),
+    (dict(where=''), 'where must be'),
+    (dict(where='CC'), 'where must be'),
+    (dict(where=3), 'where must be'),
+    (dict(kernel_size=3), 'bnet takes k, where and dilation, got kernel_size'),
+    (dict(k=4), 'k must be a positive odd integer, got 4'),
+])  # fmt: skip
+def test_bad_options_are_named(bnet, message):
+    with pytest.raises(ValueError, match=message):
+        backbone(bnet=bnet)
+
+
+def test_nothing_to_replace_is_an_error():
+    with pytest.raises(ValueError, match="no batch norm at where='B' in ResNet"):
+        backbone(bnet=dict(where='B'), depth=18)
+    with pytest.raises(ValueError, match='bn3 of Bottleneck is GroupNorm|gn3 of Bottleneck is GroupNorm'):
+        backbone(bnet=dict(k=3), norm_cfg=dict(type='GN', num_groups=8))
+
+
+def test_cfg_options_set_k_and_where():
+    cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_bnet5_1x.py')
+    cfg.merge_from_dict({'model.backbone.bnet.k': 7, 'model.backbone.bnet.where': 'AB'})
+    model = MODELS.build(cfg.model.backbone)
+    assert bnet_names(model) == {f'{block}.bn{i}' for block in BLOCKS_50 for i in (1, 2)}
+    assert model.layer1[0].bn1.bnconv.k == 7
