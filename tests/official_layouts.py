@@ -160,12 +160,13 @@ def _draw(entry: Entry, generator: torch.Generator) -> Tensor:
 
 
 def _is_parameter(entry: Entry) -> bool:
+    """Whether an optimizer knows the tensor; the others are buffers."""
     return entry.kind in ('weight', 'bias', 'gamma')
 
 
 def _module_versions(names: Iterable[str]) -> OrderedDict:
     """What torch keeps in `state_dict._metadata`: a version for every module, 2 for those with statistics."""
-    names = list(names)
+    names = dict.fromkeys(names)
     versions = OrderedDict({'': {'version': 1}})
     for name in names:
         parts = name.split('.')[:-1]
@@ -175,7 +176,7 @@ def _module_versions(names: Iterable[str]) -> OrderedDict:
     return versions
 
 
-def _sgd_state(entries: list[Entry], frozen: tuple[str, ...], generator: torch.Generator, **group) -> dict:
+def _sgd_state(entries: list[Entry], frozen: tuple[str, ...], generator: torch.Generator, **group: float) -> dict:
     """An SGD `state_dict()` as torch 1.4 made it: parameters are known by their `id()`, in registration order.
 
     Parameters whose name starts with one of `frozen` are listed in the group but have no momentum buffer.

@@ -150,7 +150,7 @@ def test_official_imagenet_checkpoint(tmp_path, leftovers, way, depth, k, legacy
     model.eval()
     want = official.reference_backbone(checkpoint['state_dict'], x.double(), depth)
     for got, expected in zip(model(x), want):
-        torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     if way is not by_load_state_dict:  # one report, and the classifier is all that a backbone leaves over
         (report,) = leftovers()
         assert report.split('\n\n')[1:] == ['unexpected key in source state_dict: fc.weight, fc.bias\n']
@@ -173,7 +173,7 @@ def test_official_detection_checkpoint_matches_every_key(tmp_path, leftovers, ol
     want = official.reference_backbone(checkpoint['state_dict'], x.double(), 50, prefix='backbone.', old_form=old_form)
     for one in (model, by_torch):
         for got, expected in zip(one.backbone(x), want):
-            torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+            torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize('norm, k', [('bnet3', 3), ('bnet5', 5), ('bnet7', 7)])
