@@ -178,9 +178,11 @@ class CheckedRunner(Runner):
         except RuntimeError as error:  # mmengine lists every key; the first few say enough
             lines = [textwrap.shorten(line, 200) for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(f'{filename} is not a checkpoint of this model: {"; ".join(lines[1:4])}') from None
-        own = self.model.state_dict()
-        loaded = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
-        if not any(key in own and own[key].shape == value.shape for key, value in loaded.items()):
+        own, loaded = (
+            {key.removeprefix('module.'): value.shape for key, value in state_dict.items()}
+            for state_dict in (self.model.state_dict(), checkpoint.get('state_dict', checkpoint))
+        )
+        if not any(own.get(key) == shape for key, shape in loaded.items()):
             raise CheckpointError(f'{filename} is not a checkpoint of this model: no tensor in it fits')
         return checkpoint
 

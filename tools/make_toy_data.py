@@ -50,9 +50,9 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
     """One image (size, size, 3) and its annotations; later shapes hide parts of earlier ones."""
     image = textured_background(rng, size)
     owner = np.zeros((size, size), np.uint8)  # which shape a pixel shows, 0 for the background
-    labels = rng.integers(0, len(CLASSES), rng.integers(2, 6))
+    labels = rng.integers(0, len(CLASSES), rng.integers(2, 5))
     for number, label in enumerate(labels, 1):
-        radius = rng.uniform(size * 0.08, size * 0.22)
+        radius = rng.uniform(size * 0.1, size * 0.24)
         points = outline(rng, CLASSES[label], radius) + rng.uniform(radius * 0.7, size - radius * 0.7, 2)
         points = points.round().astype(np.int32)
         shade = textured_background(rng, size) * 0.35 + rng.uniform(0, 255, 3) * 0.65

@@ -64,12 +64,17 @@ def scale_lr(cfg: Config) -> None:
 def build_data(runner: Runner) -> None:
     """Build the data sets now: a missing folder or a wrong annotation file must not wait for the first epoch."""
     with clear_errors('the training data cannot be read'):
-        dataset = runner.train_loop.dataloader.dataset
-    if len(dataset) == 0:
-        raise UserError(
-            'the training data cannot be read: no image is left. Do the names in metainfo.classes occur in ann_file, '
-            'and has any image an annotation?'
-        )
+        try:
+            images = len(runner.train_loop.dataloader.dataset)
+        except ValueError as error:
+            if 'need at least one array' not in str(error):  # numpy's words for mmengine's empty data set
+                raise
+            images = 0
+        if images == 0:
+            raise UserError(
+                'the training data cannot be read: no image is left. Do the names in metainfo.classes occur in '
+                'ann_file, and has any image an annotation?'
+            )
     if runner._val_loop is not None:
         with clear_errors('the validation data cannot be read'):
             runner.val_loop  # noqa: B018

@@ -60,7 +60,7 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
     try:
         checkpoint = _load_weights_only(filename, map_location)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         if refused := re.search(r'GLOBAL\s+(\S+)', str(error)):
             raise CheckpointError(
                 f'checkpoint {filename} was refused and not executed: it holds {refused[1]}, and only weights and '
