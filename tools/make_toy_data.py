@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CLASSES = ('circle', 'square', 'triangle', 'star')
+CLASSES = ('circle', 'square', 'triangle')
 
 
 def textured_background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -24,16 +24,15 @@ def textured_background(rng: np.random.Generator, size: int) -> np.ndarray:
     noise = cv2.resize(rng.uniform(0, 255, (rng.integers(3, 9), rng.integers(3, 9), 3)), (size, size))
     y, x = np.mgrid[:size, :size]
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 30)
-    stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)[..., None] * rng.uniform(5, 40, 3)
-    return np.clip(noise * 0.6 + 50 + stripes + rng.normal(0, 8, (size, size, 3)), 0, 255).astype(np.uint8)
+    stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)[..., None] * rng.uniform(5, 25, 3)
+    return np.clip(noise * 0.5 + 60 + stripes + rng.normal(0, 8, (size, size, 3)), 0, 255).astype(np.uint8)
 
 
 def outline(rng: np.random.Generator, name: str, radius: float) -> np.ndarray:
     """(P, 2) corner points around the origin, randomly turned and stretched."""
-    corners = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}[name]
+    corners = {'circle': 40, 'square': 4, 'triangle': 3}[name]
     angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-    radii = radius * np.where((np.arange(corners) % 2 == 1) & (name == 'star'), 0.45, 1.0)
-    return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] * rng.uniform(0.8, 1.2, (1, 2))
+    return radius * np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.85, 1.15, (1, 2))
 
 
 def visible_annotation(mask: np.ndarray) -> dict | None:
@@ -55,7 +54,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
         radius = rng.uniform(size * 0.1, size * 0.24)
         points = outline(rng, CLASSES[label], radius) + rng.uniform(radius * 0.7, size - radius * 0.7, 2)
         points = points.round().astype(np.int32)
-        shade = textured_background(rng, size) * 0.35 + rng.uniform(0, 255, 3) * 0.65
+        shade = textured_background(rng, size) * 0.2 + rng.uniform(0, 255, 3) * 0.8
         area = np.zeros((size, size), np.uint8)
         cv2.fillPoly(area, [points], 1)
         image[area == 1] = shade[area == 1].astype(np.uint8)

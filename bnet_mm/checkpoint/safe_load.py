@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from _codecs import encode
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,7 @@ def _allowed_globals() -> list[tuple[Any, str]]:
         (_history_buffer_method, 'builtins.getattr'),
         (np.ndarray, 'numpy.ndarray'),
         (np.dtype, 'numpy.dtype'),
+        (encode, '_codecs.encode'),  # how protocol 2 writes bytes; on torch's own list from 2.4
     ]
     for package in ('numpy.core', 'numpy._core'):  # numpy 1 and 2: files travel between machines
         allowed += [(reconstruct, f'{package}.multiarray._reconstruct'), (scalar, f'{package}.multiarray.scalar')]
