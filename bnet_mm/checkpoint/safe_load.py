@@ -96,9 +96,10 @@ else:
 
         class AllowListUnpickler(pickle.Unpickler):
             def find_class(self, module: str, name: str) -> Any:
-                if f'{module}.{name}' not in allowed:
-                    raise pickle.UnpicklingError(f'Unsupported GLOBAL {module}.{name}')
-                return allowed[f'{module}.{name}']
+                full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')  # protocol 2 writes Python 2's name
+                if full_name not in allowed:
+                    raise pickle.UnpicklingError(f'Unsupported GLOBAL {full_name}')
+                return allowed[full_name]
 
         def load(file, **options) -> Any:
             return AllowListUnpickler(file, **options).load()
