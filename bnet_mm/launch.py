@@ -21,8 +21,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from bnet_mm.checkpoint.layouts import CheckpointError
 
-# Options that mmengine or the four libraries read from the config beside the Runner's arguments.
-OTHER_OPTIONS = ('find_unused_parameters', 'sync_bn', 'compile', 'gpu_ids', 'tta_model', 'tta_pipeline', 'work_dir')
+# What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
+OTHER_KEYS = (
+    'compile', 'find_unused_parameters', 'gpu_ids', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
+    'tta_model', 'tta_pipeline',
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -116,12 +119,20 @@ def _check_custom_imports(cfg: Config, path: str) -> None:
 
 
 def _check_option(key: str, cfg: Config) -> None:
-    known = [*cfg.keys(), *inspect.signature(Runner.__init__).parameters, *OTHER_OPTIONS]
+    """Refuse an option that would be merged and then read by nobody."""
     first = key.split('.')[0]
-    if first not in known:
-        close = difflib.get_close_matches(first, known, n=1)
-        hint = f'; did you mean {close[0]}?' if close else f'; the config has {", ".join(sorted(cfg.keys()))}'
-        raise UserError(f'--cfg-options {key}: the config has no {first}{hint}')
+    known = [*inspect.signature(Runner.__init__).parameters, *OTHER_KEYS]
+    if first in known:
+        return
+    if first == 'custom_imports':
+        raise UserError(f'--cfg-options {key}: imports are done before options are read; put it in the config file')
+    if first in cfg:
+        raise UserError(
+            f'--cfg-options {key}: {first} is only a variable inside the config file, and its value has been used '
+            'already; set the places that it went to, such as train_dataloader.dataset.data_root'
+        )
+    close = difflib.get_close_matches(first, known, n=1)
+    raise UserError(f'--cfg-options {key}: there is no {first}' + (f'; did you mean {close[0]}?' if close else ''))
 
 
 def resume_from(cfg: Config, resume: str | None) -> None:

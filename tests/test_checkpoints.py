@@ -1,6 +1,7 @@
 """Every layout loads everywhere a checkpoint can be loaded, completely, and with the right function."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from hosts import import_host_models
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from paths import REPO
 from torch import nn
 
 from bnet_mm import BNET
@@ -35,7 +37,7 @@ def backbone_cfg(depth=50, k=5, bnet=True, **options):
 
 def detector_cfg(k=5, bnet=True, num_classes=80):
     """The Faster R-CNN of the configs, narrow."""
-    cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_bnet5_1x.py')
+    cfg = Config.fromfile(f'{REPO}/configs/faster_rcnn_r50_bnet5_1x.py')
     model = cfg.model
     model.backbone = Config(dict(a=backbone_cfg(k=k, bnet=bnet, frozen_stages=1, norm_eval=True, init_cfg=None))).a
     channels = [WIDTH * 4 * 2**i for i in range(4)]
@@ -176,11 +178,19 @@ def test_official_detection_checkpoint_matches_every_key(tmp_path, leftovers, ol
             torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize('twin', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_model_load_official_checkpoints_too(twin):
+    checkpoint = official.imagenet_checkpoint(50, 5, seed=1, width=WIDTH)
+    model = twin(MODELS.build(backbone_cfg(k=5)))
+    left = model.load_state_dict(checkpoint['state_dict'], strict=False)
+    assert left.missing_keys == [] and left.unexpected_keys == ['fc.weight', 'fc.bias']
+
+
 @pytest.mark.parametrize('norm, k', [('bnet3', 3), ('bnet5', 5), ('bnet7', 7)])
 def test_official_detection_keys_at_full_size(norm, k):
     """The configs as they are: every key and shape of the released detectors."""
     checkpoint = official.detection_checkpoint(50, k, seed=0)
-    cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_{norm}_1x.py')
+    cfg = Config.fromfile(f'{REPO}/configs/faster_rcnn_r50_{norm}_1x.py')
     model = MODELS.build(cfg.model)
     assert str(model.load_state_dict(checkpoint['state_dict'], strict=True)) == '<All keys matched successfully>'
 
@@ -275,7 +285,7 @@ def test_loading_leaves_the_callers_state_dict_alone():
 
 
 def convert(*arguments):
-    command = [sys.executable, str(pytest.REPO / 'tools' / 'convert_checkpoint.py'), *map(str, arguments)]
+    command = [sys.executable, str(REPO / 'tools' / 'convert_checkpoint.py'), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

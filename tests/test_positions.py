@@ -9,6 +9,7 @@ from hosts import import_host_models
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from paths import REPO
 from torch import nn
 
 import bnet_mm
@@ -90,7 +91,7 @@ def test_trainable_parameters_of_faster_rcnn_equal_the_printed_ones():
     printed = dict(bn=41.5, bnet3=41.6, bnet5=41.9, bnet7=42.2)
     trainable = {}
     for norm in printed:
-        cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_{norm}_1x.py').model
+        cfg = Config.fromfile(f'{REPO}/configs/faster_rcnn_r50_{norm}_1x.py').model
         model = MODELS.build(cfg)
         trainable[norm] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     assert {norm: round(value, 1) for norm, value in trainable.items()} == printed
@@ -147,7 +148,7 @@ def test_nothing_to_replace_is_an_error():
 
 
 def test_cfg_options_set_k_and_where():
-    cfg = Config.fromfile(f'{pytest.REPO}/configs/faster_rcnn_r50_bnet5_1x.py')
+    cfg = Config.fromfile(f'{REPO}/configs/faster_rcnn_r50_bnet5_1x.py')
     cfg.merge_from_dict({'model.backbone.bnet.k': 7, 'model.backbone.bnet.where': 'AB'})
     model = MODELS.build(cfg.model.backbone)
     assert bnet_names(model) == {f'{block}.bn{i}' for block in BLOCKS_50 for i in (1, 2)}

@@ -6,10 +6,11 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from paths import REPO
 
 from bnet_mm import BNET
 
-README = (pytest.REPO / 'README.md').read_text()
+README = (REPO / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -32,12 +33,12 @@ def test_the_layer_equals_the_expression(k, dilation, training):
 def test_files_and_tools_it_names_exist():
     named = set(re.findall(r'(?:bnet_mm|configs|tools|tests)/[\w/]+\.(?:py|sh)', README))
     assert len(named) > 15
-    assert not [name for name in named if not (pytest.REPO / name).exists()]
+    assert not [name for name in named if not (REPO / name).exists()]
 
 
 def test_options_of_the_tools_are_the_documented_ones():
     for tool in ('train.py', 'test.py'):
         (line,) = re.findall(rf'python tools/{tool} CONFIG.*', README)[:1]
-        source = (pytest.REPO / 'tools' / tool).read_text() + (pytest.REPO / 'bnet_mm' / 'launch.py').read_text()
+        source = (REPO / 'tools' / tool).read_text() + (REPO / 'bnet_mm' / 'launch.py').read_text()
         for option in re.findall(r'--[\w-]+', line):
             assert f"'{option}'" in source, option

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from paths import REPO, SHARED_DATA
 
 pytest.importorskip('mmdet')
 pytestmark = pytest.mark.data
@@ -15,14 +16,14 @@ CONFIG = 'configs/faster_rcnn_r50_bnet5_1x.py'
 def run(*command):
     env = {**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE'}
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=pytest.REPO, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope='module')
 def options(tmp_path_factory):
     """--cfg-options for training and evaluating on four real images at a small scale, from scratch."""
     ann_file = tmp_path_factory.mktemp('coco') / 'four.json'
-    root = pytest.SHARED_DATA / 'mini_coco'
+    root = SHARED_DATA / 'mini_coco'
     done = run('tools/coco_subset.py', root / 'annotations/instances_train2017.json', ann_file, '--images', 4)
     assert done.returncode == 0, done.stderr
     data = [

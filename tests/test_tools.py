@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
+from paths import REPO
 
 pytest.importorskip('mmdet')
 
-REPO = pytest.REPO
 DEMO = 'configs/faster_rcnn_r18_bnet5_demo.py'
 # Scores of an untrained detector are low; without this there would be no box to evaluate.
 SMALL = [
@@ -135,8 +135,9 @@ def test_killed_training_resumes(shapes, tmp_path):
 def test_two_processes_without_gpu(shapes, trained, tmp_path):
     """dist_train.sh trains, and dist_test.sh gives the figures of one process."""
     two = dict(tool=('tools/dist_train.sh',), gpus=(2,), cfg=['train_dataloader.batch_size=2'])
-    done = train(shapes, tmp_path / 'train', **two)
+    done = train(shapes, tmp_path / 'train', '--auto-scale-lr', **two)
     lines = scalars(tmp_path / 'train')
+    assert 'LR is set based on batch size of 16 and the current batch size is 4' in done.stderr + done.stdout
     assert [line['step'] for line in lines if 'loss' in line] == [1, 2, 3, 4], done.stderr[-3000:]
     assert 'coco/bbox_mAP_50' in lines[-1]
     test(shapes, trained / 'epoch_1.pth', tmp_path / 'two', tool=('tools/dist_test.sh',), gpus=(2,))
@@ -232,6 +233,8 @@ BAD_TRAINING = {
     'unknown position': (dict(cfg=['model.backbone.bnet.where=D']), 'where must be'),
     'unknown bnet key': (dict(cfg=['model.backbone.bnet.kk=3']), 'bnet takes k, where and dilation, got kk'),
     'unknown option': (dict(cfg=['train_dataloder.batch_size=4']), 'did you mean train_dataloader?'),
+    'option without effect': (dict(cfg=['data_root=elsewhere/']), 'data_root is only a variable inside the config'),
+    'late import': (dict(cfg=['custom_imports.imports=[os]']), 'put it in the config file'),
     'unknown loop option': (dict(cfg=['train_cfg.max_epoch=4']), 'max_epoch'),
     'no such config': (dict(config='configs/nothing.py'), 'configs/nothing.py cannot be read'),
     'nothing to resume': (dict(options=['--resume']), 'nothing to resume'),
