@@ -4,6 +4,7 @@
 #   DATA_ROOT=/path/to/coco bash tools/run_demo.sh       on any data set in COCO's layout
 # A second call skips what is done; an interrupted training is resumed.
 set -euo pipefail
+[ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(realpath "$DATA_ROOT")
 cd "$(dirname "$0")/.."
 bash tools/install.sh
 
@@ -12,13 +13,18 @@ CONFIG=configs/faster_rcnn_r18_bnet5_demo.py
 # Threads that wait by spinning make training ten times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONWARNINGS='ignore:pkg_resources is deprecated as an API'
+OUT=work_dirs/demo/shapes
+[ -z "${DATA_ROOT:-}" ] || OUT=work_dirs/demo/$(basename "$DATA_ROOT")-$(cksum <<<"$DATA_ROOT" | cut -d' ' -f1)
 export DATA_ROOT=${DATA_ROOT:-data/shapes}
-OUT=work_dirs/demo/$(basename "$DATA_ROOT")
 mkdir -p "$OUT"
 
-# Run a command with its whole output in a log, and its progress lines (with the remaining time) on the screen.
+# Run a command with its whole output in a log, and its progress on the screen.
 show_progress() {
-    "$@" 2>&1 | tee -a "$OUT/log.txt" | sed -un 's/.* INFO - \(Epoch.*\)/\1/p; /^error/p' | cut -c -100
+    "$@" 2>&1 | tee -a "$OUT/log.txt" | sed -un \
+        -e 's/.*Epoch(train) *\(\[.*\/[0-9]*\]\).* eta: \([0-9:]*\).* loss: \([0-9.]*\).*/  epoch \1  remaining \2  loss \3/p' \
+        -e 's/.*Epoch(val).*bbox_mAP_50: \([0-9.]*\).*/  validation: bbox_mAP_50 \1/p' \
+        -e 's/.*Epoch(test) *\(\[.*\/[0-9]*\]\).* eta: \([0-9:]*\).*/  image batch \1  remaining \2/p' -e '/^error/p' ||
+        { tail -n 15 "$OUT/log.txt" >&2; echo "error: $2 failed; see $OUT/log.txt" >&2; exit 1; }
 }
 
 if [ "$DATA_ROOT" = data/shapes ] && [ ! -d data/shapes ]; then
