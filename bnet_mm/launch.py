@@ -7,7 +7,6 @@ import difflib
 import inspect
 import os
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, DictAction
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -23,8 +23,8 @@ from bnet_mm.checkpoint.layouts import CheckpointError
 
 # What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
 OTHER_KEYS = (
-    'compile', 'find_unused_parameters', 'gpu_ids', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
-    'tta_model', 'tta_pipeline',
+    'activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'gpu_ids',
+    'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def clear_errors(doing: str) -> Iterator[None]:
 
 
 def run_tool(main: Any) -> None:
-    """Run ``main()``; a UserError becomes one sentence on stderr (once, not per process) and exit code 1."""
+    """Run ``main()``; a UserError becomes one sentence on stderr (once per machine) and exit code 1."""
     try:
         main()
     except UserError as error:
-        if os.environ.get('RANK', '0') == '0':
+        if os.environ.get('LOCAL_RANK', '0') == '0':
             print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
     finally:
@@ -155,10 +155,10 @@ def start_process_group(cfg: Config) -> None:
     """
     if cfg.launcher == 'none':
         return
-    local_rank = int(os.environ['LOCAL_RANK'])
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f'{local_rank + 1} or more GPUs asked for, this machine has {torch.cuda.device_count()}')
+        asked, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+        if asked > there:
+            raise UserError(f'{asked} GPUs asked for, this machine has {there}')
         return
     if cfg.launcher != 'pytorch':
         raise UserError(f'--launcher {cfg.launcher} needs CUDA; without it, use tools/dist_train.sh or dist_test.sh')
@@ -174,26 +174,36 @@ def start_process_group(cfg: Config) -> None:
 class CheckedRunner(Runner):
     """mmengine's Runner that does not go on with a checkpoint of another model.
 
-    With ``strict_loading`` (testing and resuming) the file must hold every tensor of the model and no other; without it
-    (``load_from`` for fine-tuning) one tensor at least has to fit, and mmengine logs the rest.
+    With ``strict_loading`` (testing and resuming) the file must hold every tensor of the model; without it
+    (``load_from`` for fine-tuning) one tensor at least has to fit. mmengine logs what else is missing or left over.
     """
 
     strict_loading = False
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        kwargs['strict'] = self.strict_loading
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        missing = []
+        handle = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
         try:
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        except CheckpointError:
-            raise
-        except RuntimeError as error:  # mmengine lists every key; the first few say enough
-            lines = [textwrap.shorten(line, 200) for line in str(error).splitlines() if line.strip()]
-            raise CheckpointError(f'{filename} is not a checkpoint of this model: {"; ".join(lines[1:4])}') from None
-        own, loaded = (
-            {key.removeprefix('module.'): value.shape for key, value in state_dict.items()}
-            for state_dict in (self.model.state_dict(), checkpoint.get('state_dict', checkpoint))
-        )
-        if not any(own.get(key) == shape for key, shape in loaded.items()):
+        finally:
+            handle.remove()
+        own = {key: value.shape for key, value in model.state_dict().items()}
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        loaded = {key: value.shape for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
+        problems = [f'no {key}' for key in missing if not key.endswith('num_batches_tracked')]
+        # A BNET layer takes a smaller kernel, and refuses what does not fit by itself.
+        problems += [
+            f'{key} is {tuple(shape)}, not {tuple(own[key])}'
+            for key, shape in loaded.items()
+            if key in own and own[key] != shape and not key.endswith('bnconv.weight')
+        ]
+        if self.strict_loading and problems:
+            more = f' and {len(problems) - 4} more' if len(problems) > 4 else ''
+            raise CheckpointError(f'{filename} is not a checkpoint of this model: {", ".join(problems[:4])}{more}')
+        if not any(own.get(key.removeprefix('module.')) == shape for key, shape in loaded.items()):
             raise CheckpointError(f'{filename} is not a checkpoint of this model: no tensor in it fits')
         return checkpoint
 

@@ -178,6 +178,19 @@ def test_official_detection_checkpoint_matches_every_key(tmp_path, leftovers, ol
             torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
+def test_official_names_load_into_plain_norm_cfg_models():
+    """BNET everywhere through norm_cfg, without WithBNET."""
+    checkpoint = official.imagenet_checkpoint(50, 5, seed=1, width=WIDTH)
+    model = MODELS.build(dict(backbone_cfg(bnet=False), norm_cfg=dict(type='BNET', k=5)))
+    left = model.load_state_dict(checkpoint['state_dict'], strict=False)
+    assert left.missing_keys == [] and left.unexpected_keys == ['fc.weight', 'fc.bias']
+    x = torch.randn(1, 3, 64, 72)
+    model.eval()
+    want = official.reference_backbone(checkpoint['state_dict'], x.double(), 50)
+    for got, expected in zip(model(x), want):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize('twin', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_of_a_model_load_official_checkpoints_too(twin):
     checkpoint = official.imagenet_checkpoint(50, 5, seed=1, width=WIDTH)
@@ -249,8 +262,34 @@ def test_missing_norm_stops_loading(tmp_path, way, lost):
     path = save(dict(state_dict=state_dict), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError) as error:
         way(backbone_cfg(), path)
-    for name in ('layer2.1.bn3', 'layer2.1.bn3.weight', 'layer2.1.bn3.running_mean', 'layer2.1.bnet3.*'):
+    for name in ('layer2.1.conv3.weight', 'layer2.1.bn3.weight', 'layer2.1.bn3.running_mean', 'layer2.1.bnet3.*'):
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_checkpoint_of_other_norms_stops_loading(tmp_path, way):
+    """Every convolution fits and no norm does: what mmengine would only log."""
+    other = MODELS.build(backbone_cfg(bnet=False, norm_cfg=dict(type='GN', num_groups=4)))
+    path = save(dict(state_dict=other.state_dict()), tmp_path / 'gn.pth')
+    with pytest.raises(CheckpointError, match='layer1.0.conv3.weight but not the BNET layer after it, layer1.0.bn3'):
+        way(backbone_cfg(), path)
+
+
+def test_stem_norm_is_checked_even_if_more_is_missing(tmp_path):
+    model = MODELS.build(dict(backbone_cfg(bnet=False), norm_cfg=dict(type='BNET', k=3)))
+    state_dict = {
+        name: value for name, value in model.state_dict().items() if 'layer' not in name and 'bn1' not in name
+    }
+    assert list(state_dict) == ['conv1.weight']
+    with pytest.raises(CheckpointError, match='conv1.weight but not the BNET layer after it, bn1'):
+        load_checkpoint(model, save(dict(state_dict=state_dict), tmp_path / 'a.pth'))
+
+
+def test_norm_before_its_convolution_is_left_to_the_report():
+    """Pre-activation order: nothing says that the checkpoint should have had this norm."""
+    model = nn.Sequential(BNET(3), nn.Conv2d(3, 4, 1))
+    left = model.load_state_dict({}, strict=False)
+    assert '0.bnconv.weight' in left.missing_keys and '1.weight' in left.missing_keys
 
 
 def test_partial_checkpoint_without_the_block_is_only_reported(tmp_path, leftovers):

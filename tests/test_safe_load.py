@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
 from bnet_mm.checkpoint.layouts import CheckpointError
@@ -105,16 +106,60 @@ def test_files_that_are_no_checkpoints(tmp_path, content, message):
     assert str(path) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-def test_urls_are_read_safely_too(tmp_path, monkeypatch):
-    """mmengine's own loader asks torch for weights_only=False there."""
-    torch.save(dict(state_dict={}, extra=Exploit(tmp_path / 'executed')), tmp_path / 'evil.pth')
+@pytest.mark.parametrize('url', ['https://example.invalid/evil.pth', 'open-mmlab://detectron/resnet50_caffe'])
+def test_what_is_fetched_is_read_safely_too(tmp_path, monkeypatch, url):
+    """mmengine's own loaders ask torch for weights_only=False there."""
+
+    def fetch(url, path, *args, **kwargs):
+        torch.save(dict(state_dict={}, extra=Exploit(tmp_path / 'executed')), path)
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    monkeypatch.setattr(
-        torch.hub, 'download_url_to_file', lambda url, path, progress: os.link(tmp_path / 'evil.pth', path)
-    )
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
     with pytest.raises(CheckpointError, match='refused'):
-        CheckpointLoader.load_checkpoint('https://example.invalid/evil.pth')
+        CheckpointLoader.load_checkpoint(url, map_location='cpu')
+    assert list((tmp_path / 'hub' / 'checkpoints').iterdir())  # it was fetched
     assert not (tmp_path / 'executed').exists()
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
+def test_no_scheme_of_mmengine_is_left_out():
+    for prefix, loader in CheckpointLoader._schemes.items():
+        assert loader.__module__ == 'bnet_mm.checkpoint.safe_load' or hasattr(loader, '__wrapped__'), prefix
+
+
+@pytest.mark.parametrize('scheduler', [
+    dict(type='OneCycleLR', eta_max=0.1, total_steps=10), dict(type='MultiStepLR', milestones=[2]),
+    dict(type='CosineAnnealingLR', T_max=5), dict(type='LinearLR', start_factor=0.1), dict(type='PolyLR', power=0.9),
+    dict(type='ExponentialLR', gamma=0.5), dict(type='StepLR', step_size=2), dict(type='ConstantLR'),
+    dict(type='CosineRestartLR', periods=[2, 2], restart_weights=[1, 1], eta_min=0.01),
+    dict(type='ReduceOnPlateauLR', monitor='loss'),
+])  # fmt: skip
+def test_states_of_all_schedulers_are_read(tmp_path, scheduler):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    built = PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer))
+    torch.save(dict(param_schedulers=[built.state_dict()]), tmp_path / 'a.pth')
+    got = load_checkpoint_file(str(tmp_path / 'a.pth'))['param_schedulers'][0]
+    assert got.keys() == built.state_dict().keys()
+
+
+def test_damaged_files_end_in_one_sentence(tmp_path):
+    """A hundred checkpoints, each with a few bytes overwritten."""
+    path, generator = tmp_path / 'a.pth', np.random.default_rng(0)
+    torch.save(mmengine_checkpoint(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for position in generator.integers(0, len(whole), 4):
+            damaged[position] = generator.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint_file(str(path))
+        except CheckpointError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+    assert refused > 30
 
 
 def test_import_is_lean():

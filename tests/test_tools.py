@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from paths import REPO
@@ -144,6 +146,8 @@ def test_two_processes_without_gpu(shapes, trained, tmp_path):
     test(shapes, trained / 'epoch_1.pth', tmp_path / 'one')
     got, want = only_numbers(metrics(tmp_path / 'two')), only_numbers(metrics(tmp_path / 'one'))
     assert want and got == pytest.approx(want, abs=1e-6)
+    done = test(shapes, trained / 'epoch_1.pth', tmp_path / 'tta', '--tta', tool=('tools/dist_test.sh',), gpus=(2,))
+    assert (tmp_path / 'tta').exists() and only_numbers(metrics(tmp_path / 'tta')), done.stderr[-3000:]
 
 
 def test_mim_train(shapes, tmp_path):
@@ -303,12 +307,26 @@ def test_missing_data_root_of_a_paper_config(tmp_path):
     assert_one_clear_sentence(done, 'the training data cannot be read')
 
 
+def test_leftover_keys_are_reported_and_do_not_stop_a_test(shapes, trained, tmp_path):
+    checkpoint = torch.load(trained / 'epoch_1.pth', weights_only=False)
+    checkpoint['state_dict']['data_preprocessor.mean'] = torch.zeros(3, 1, 1)
+    torch.save(checkpoint, tmp_path / 'more.pth')
+    done = test(shapes, tmp_path / 'more.pth', tmp_path / 'w')
+    assert done.returncode == 0 and 'unexpected key in source state_dict: data_preprocessor.mean' in done.stdout
+
+
+def no_tensors(trained, tmp_path):
+    torch.save(dict(model=dict(weight=torch.zeros(3)), epoch=3), tmp_path / 'odd.pth')
+    return tmp_path / 'odd.pth'
+
+
 @pytest.mark.parametrize('make, message', [
+    (no_tensors, 'odd.pth is not a checkpoint of this model'),
     (lambda trained, tmp_path: tmp_path / 'none.pth', 'none.pth does not exist'),
     (truncated, 'cut.pth is not a readable checkpoint'),
     (no_checkpoint, 'text.pth is not a readable checkpoint'),
     (other_architecture, 'other.pth is not a checkpoint of this model'),
-    (without_a_norm, 'the convolution before backbone.layer2.0.bn2 was found'),
+    (without_a_norm, 'not the BNET layer after it, backbone.layer2.0.bn2'),
 ])  # fmt: skip
 def test_bad_checkpoint(shapes, trained, tmp_path, make, message):
     checkpoint = make(trained, tmp_path)
@@ -331,3 +349,60 @@ def test_fine_tuning_from_another_architecture_is_refused(shapes, trained, tmp_p
 def test_bad_launch(tool, arguments, message):
     done = run(f'tools/{tool}', *arguments)
     assert done.returncode != 0 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('python, message', [
+    ('#!/bin/sh\necho 3.9\n', 'constraints.txt is for Python 3.11'),
+    ('#!/bin/sh\nexit 1\n', 'does not run'),
+])  # fmt: skip
+def test_installer_names_what_is_wrong(tmp_path, python, message):
+    """In an empty copy, with a stand-in for the interpreter."""
+    (tmp_path / 'tools').mkdir()
+    for name in ('tools/install.sh', 'constraints.txt', 'setup.py'):
+        shutil.copy(REPO / name, tmp_path / name)
+    (tmp_path / 'python').write_text(python)
+    (tmp_path / 'python').chmod(0o755)
+    done = run(tmp_path / 'tools' / 'install.sh', PYTHON=str(tmp_path / 'python'))
+    assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
+    assert not (tmp_path / '.venv').exists()
+
+
+def test_one_entry_serves_mmseg_configs_too(tmp_path):
+    """A PSPNet with BNET, trained and evaluated by the same two tools."""
+    pytest.importorskip('mmseg')
+    generator = np.random.default_rng(0)
+    for folder, high, shape in (('images', 256, (40, 40, 3)), ('masks', 2, (40, 40))):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            cv2.imwrite(str(tmp_path / folder / f'{i}.png'), generator.integers(0, high, shape).astype(np.uint8))
+    config = tmp_path / 'psp.py'
+    config.write_text(f"""
+_base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)
+norm = dict(type='BN')
+head = dict(num_classes=2, norm_cfg=norm)
+model = dict(
+    pretrained=None, data_preprocessor=dict(size=(32, 32)), decode_head=head, auxiliary_head=head,
+    backbone=dict(type='WithBNET', base='ResNetV1c', bnet=dict(k=3), norm_cfg=norm),
+)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='Resize', scale=(32, 32)),
+            dict(type='PackSegInputs')]
+loader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        _delete_=True, type='BaseSegDataset', data_root='{tmp_path}', img_suffix='.png', seg_map_suffix='.png',
+        data_prefix=dict(img_path='images', seg_map_path='masks'), metainfo=dict(classes=('a', 'b')), pipeline=pipeline,
+    ),
+)
+train_dataloader = val_dataloader = test_dataloader = loader
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+""")
+    done = run('tools/train.py', config, '--work-dir', tmp_path / 'w')
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(
+        'tools/test.py', config, tmp_path / 'w' / 'iter_2.pth', '--work-dir', tmp_path / 't', '--show-dir', 'vis'
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'mIoU' in metrics(tmp_path / 't')
+    assert len(list((tmp_path / 't' / 'vis').rglob('*.png'))) == 4

@@ -22,7 +22,7 @@ def subset(coco: dict, images: int, max_objects: int) -> dict:
     fits = [
         image
         for image in sorted(coco['images'], key=lambda image: image['id'])
-        if 1 <= len(objects[image['id']]) <= max_objects and not any(a['iscrowd'] for a in objects[image['id']])
+        if 1 <= len(objects[image['id']]) <= max_objects and not any(a.get('iscrowd') for a in objects[image['id']])
     ][:images]
     if len(fits) < images:
         raise ValueError(f'only {len(fits)} images have 1 to {max_objects} annotations, {images} asked for')
@@ -36,13 +36,15 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=8)
     parser.add_argument('--max-objects', type=int, default=6)
     args = parser.parse_args()
+    if args.target.exists():
+        sys.exit(f'error: {args.target} exists already')
     try:
         result = subset(json.loads(args.source.read_text()), args.images, args.max_objects)
+        temporary = args.target.with_name(f'{args.target.name}.part')
+        temporary.write_text(json.dumps(result))
+        os.replace(temporary, args.target)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f'error: {args.source}: {error}')
-    temporary = args.target.with_name(f'{args.target.name}.part')
-    temporary.write_text(json.dumps(result))
-    os.replace(temporary, args.target)
     print(f'{args.target}: {len(result["images"])} images, {len(result["annotations"])} objects')
 
 

@@ -18,7 +18,7 @@ VERSION=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || f
 [ "$VERSION" = 3.11 ] || fail "constraints.txt is for Python 3.11, $PYTHON is $VERSION: name another with PYTHON=..."
 "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON lacks the venv module (Debian: python3.11-venv)"
 FREE_GB=$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')
-[ "$FREE_GB" -ge 10 ] || fail "only $FREE_GB GB free on this disk; the installation needs up to 10 GB"
+[ -x "$VENV/bin/mim" ] || [ "$FREE_GB" -ge 10 ] || fail "only $FREE_GB GB free here; the installation needs up to 10 GB"
 
 # pip with the pins; its output goes to the log, whose end is shown if it fails.
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@" >>"$LOG" 2>&1; }
@@ -42,7 +42,10 @@ if ! "$VENV/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
         command -v "${CXX:-c++}" >/dev/null || fail "no prebuilt $MMCV for this torch, and no C++ compiler to build it" \
             "(Debian: apt-get install g++)"
         say "3/4 none; building it (about 9 minutes on 2 cores, a minute or less if pip has cached the wheel)"
-        (while sleep 60; do say "    still building, $((SECONDS - START)) s"; done) &
+        (while [ -d /proc/$$ ]; do
+            for _ in $(seq 30); do sleep 2; [ -d /proc/$$ ] || exit; done
+            say "    still building, $((SECONDS - START)) s"
+        done) &
         TICKER=$!
         trap 'kill $TICKER 2>/dev/null || true' EXIT
         MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} install --no-build-isolation "$MMCV"

@@ -36,7 +36,7 @@ def latest_metrics(test_dir: Path) -> dict:
 
 
 def print_table(metrics: dict) -> None:
-    table = Table('metric', 'value', title='COCO box AP on the held-out images')
+    table = Table('metric', 'value', title='COCO box AP')
     for name, value in metrics.items():
         if name.startswith('coco/') and isinstance(value, (int, float)):
             table.add_row(name.removeprefix('coco/'), f'{value:.3f}')
@@ -44,12 +44,13 @@ def print_table(metrics: dict) -> None:
 
 
 def plot_curves(scalars: list[dict], path: Path) -> None:
-    losses = [(line['step'], line['loss']) for line in scalars if 'loss' in line]
+    losses = sorted({line['step']: line['loss'] for line in scalars if 'loss' in line}.items())  # a resumed run repeats
     iterations = {line['epoch']: line['step'] for line in scalars if 'loss' in line}  # last logged one of an epoch
-    points = [(iterations.get(line['step'], line['step']), line) for line in scalars if 'coco/bbox_mAP_50' in line]
+    epochs = {line['step']: line for line in scalars if 'coco/bbox_mAP_50' in line}
+    points = [(iterations.get(epoch, epoch), line) for epoch, line in sorted(epochs.items())]
     figure, left = plt.subplots(figsize=(7, 4))
     left.plot(*zip(*losses), color='tab:blue', label='training loss')
-    left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
+    left.set(xlabel='iteration', ylabel='training loss (running mean)', ylim=(0, None))
     right = left.twinx()
     for name, style in (('coco/bbox_mAP_50', '-o'), ('coco/bbox_mAP', '--s')):
         values = [line[name] for _, line in points]
@@ -86,7 +87,8 @@ def main() -> None:
     plot_curves(scalars, args.out / 'curves.png')
     print_table(metrics)
     print(f'loss and AP curve:                  {args.out / "curves.png"}')
-    pictures = sorted(sorted(args.test_dir.glob('[0-9]*'))[-1].rglob('*.jpg'))[: args.images]
+    found = sorted(args.test_dir.glob('[0-9]*'))[-1].rglob('*.*')
+    pictures = sorted(path for path in found if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))[: args.images]
     if pictures:
         picture_grid(pictures, args.out / 'predictions.png')
         print(f'ground truth (left) and predictions: {args.out / "predictions.png"}')

@@ -40,18 +40,22 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 def use_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; mmdet configs without it get a horizontal flip, as in mmdet."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
     if cfg.default_scope == 'mmdet' and 'tta_model' not in cfg:
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
     if cfg.default_scope == 'mmdet' and 'tta_pipeline' not in cfg:
-        pack = cfg.test_dataloader.dataset.pipeline[-1]
-        pack = dict(pack, meta_keys=(*pack.get('meta_keys', ()), 'flip', 'flip_direction'))
+        pack = dict(dataset.pipeline[-1])
+        if 'meta_keys' in pack:  # its default has the flips
+            pack['meta_keys'] = (*pack['meta_keys'], 'flip', 'flip_direction')
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
+        cfg.tta_pipeline = copy.deepcopy(dataset.pipeline)
         cfg.tta_pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError('--tta: the config says no tta_model and tta_pipeline')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    dataset.pipeline = cfg.tta_pipeline
 
 
 def dump_predictions(runner, scope: str, path: str) -> None:

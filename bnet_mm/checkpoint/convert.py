@@ -35,32 +35,29 @@ class Conversion:
 def convert_state_dict(source: dict) -> Conversion:
     """Rename the official BNET keys (ImageNet, detection, older detection) of a state dict into our layout."""
     result = Conversion(OrderedDict(source))
-    layers = {_layer(official_to_host_key(key)) for key in source if official_to_host_key(key) != key}
+    # Official keys name their layer as bnet<i> or bnconv<i>; the older form keeps the statistics under bn<i>.
+    layers = {_split(official_to_host_key(key))[0] for key in source if official_to_host_key(key) != key}
     for key in source:
-        new_key = official_to_host_key(key)
-        layer = next((layer for layer in (_layer(new_key), new_key.rpartition('.')[0]) if layer in layers), None)
-        if layer is None:
+        layer, tensor = _split(official_to_host_key(key))
+        if layer not in layers:
             result.kept.append(key)
-            continue
-        rest = new_key[len(layer) + 1 :]
-        new_key = f'{layer}.norm.{rest}' if rest in STATISTICS else new_key
-        if new_key[len(layer) + 1 :] not in (*LAYER_TENSORS, 'norm.num_batches_tracked'):
+        elif tensor not in LAYER_TENSORS and tensor != 'norm.num_batches_tracked':
             result.unmatched.append(f'{key} is no part of a BNET layer')
-        elif new_key != key:
-            move_key(result.state_dict, key, new_key)
-            result.renamed[key] = new_key
+        elif key != f'{layer}.{tensor}':
+            move_key(result.state_dict, key, f'{layer}.{tensor}')
+            result.renamed[key] = f'{layer}.{tensor}'
     for layer in sorted(layers):
         missing = [name for name in LAYER_TENSORS if f'{layer}.{name}' not in result.state_dict]
         result.unmatched += [f'{layer}.{name} is missing' for name in missing]
     return result
 
 
-def _layer(host_key: str) -> str:
-    """Name of the layer that a key of ours belongs to: 'layer1.0.bn3.bnconv.weight' -> 'layer1.0.bn3'."""
-    for suffix in (*LAYER_TENSORS, *STATISTICS):
-        if host_key.endswith('.' + suffix):
-            return host_key[: -len(suffix) - 1]
-    return host_key.rpartition('.')[0]
+def _split(host_key: str) -> tuple[str, str]:
+    """'layer1.0.bn3.bnconv.weight' -> ('layer1.0.bn3', 'bnconv.weight'), '....bn3.running_var' -> (..., 'norm....')."""
+    layer, _, tensor = host_key.rpartition('.')
+    if layer.endswith('.bnconv'):
+        return layer[: -len('.bnconv')], f'bnconv.{tensor}'
+    return layer, f'norm.{tensor}' if tensor in STATISTICS else tensor
 
 
 def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
@@ -70,12 +67,14 @@ def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
         The conversion, and the names of the other entries of the file that are not carried over.
 
     Raises:
-        FileNotFoundError: If ``source`` does not exist.
+        FileNotFoundError: If ``source`` or the folder of ``target`` does not exist.
         FileExistsError: If ``target`` exists.
         CheckpointError: If ``source`` is not a checkpoint with official BNET layers.
     """
     if os.path.exists(target):
         raise FileExistsError(f'{target} exists already')
+    if not os.path.isdir(os.path.dirname(target) or '.'):
+        raise FileNotFoundError(f'the folder of {target} does not exist')
     checkpoint = load_checkpoint_file(source, map_location='cpu')
     state_dict = checkpoint.get('state_dict', checkpoint)
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):

@@ -12,8 +12,8 @@ Also accepted, by ``load_state_dict`` itself and so everywhere a checkpoint is l
 - the older official detection layout: ``bnconv3.*`` beside ``bn3.running_*``;
 - a smaller k, which is centred in the larger kernel (the dilation is the layer's: checkpoints do not hold it).
 
-The official names sit beside the layer rather than below it, so the block that holds the layer renames them
-(:func:`accept_official_names`); the rest is the layer's own business (:func:`adapt_bnet_keys`).
+The official names sit beside the layer rather than below it, so the module that holds the layer renames them
+(blocks.py); the rest is the layer's own business (:func:`adapt_bnet_keys`).
 """
 
 from __future__ import annotations
@@ -45,18 +45,6 @@ def official_to_host_key(key: str) -> str:
     return key
 
 
-def accept_official_names(block: nn.Module) -> None:
-    """Let ``block``, which holds BNET layers called ``bn<i>``, load the official names of these layers too."""
-    block._register_load_state_dict_pre_hook(_rename_official_keys)
-
-
-def _rename_official_keys(state_dict: StateDict, prefix: str, *_) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        new_key = prefix + official_to_host_key(key[len(prefix) :])
-        if new_key != key:
-            move_key(state_dict, key, new_key)
-
-
 def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
     """Rename a key.
 
@@ -68,41 +56,28 @@ def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
     state_dict[new_key] = state_dict.pop(key)
 
 
-def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module, required: bool) -> None:
+def bnet_keys(prefix: str, layer: nn.Module) -> list[str]:
+    """The keys that a BNET ``layer`` called ``prefix`` (with the final dot) must find to be loaded completely."""
+    statistics = [name for name, _ in layer.norm.named_buffers() if name != 'num_batches_tracked']
+    return [prefix + 'bnconv.weight', prefix + 'bnconv.bias', *(f'{prefix}norm.{name}' for name in statistics)]
+
+
+def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> None:
     """Rewrite, in place, the keys below ``prefix`` into the layout of the BNET ``layer``.
 
-    Args:
-        state_dict: The state dict that is being loaded.
-        prefix: Name of the layer in it, with the final dot.
-        layer: The :class:`bnet_mm.BNET` that will read it.
-        required: Whether the layer must find its weights, because the convolution before it found its own.
-
     Raises:
-        CheckpointError: If the kernel in the checkpoint does not fit, or if ``required`` and a tensor is missing.
+        CheckpointError: If the kernel in the checkpoint does not fit the layer.
     """
     for name in STATISTICS:
         if prefix + name in state_dict:
             move_key(state_dict, prefix + name, f'{prefix}norm.{name}')
-
-    taps, bias = prefix + 'bnconv.weight', prefix + 'bnconv.bias'
+    taps = prefix + 'bnconv.weight'
     if taps not in state_dict and prefix + 'weight' in state_dict:
         state_dict[taps] = _as_kernel(state_dict.pop(prefix + 'weight'), prefix)
         if prefix + 'bias' in state_dict:
-            move_key(state_dict, prefix + 'bias', bias)
+            move_key(state_dict, prefix + 'bias', prefix + 'bnconv.bias')
     if taps in state_dict:
         state_dict[taps] = _enlarge_kernel(state_dict[taps], tuple(layer.bnconv.weight.shape), taps)
-
-    needed = [taps, bias, *(f'{prefix}norm.{name}' for name, _ in layer.norm.named_buffers() if name != STATISTICS[-1])]
-    missing = [key for key in needed if key not in state_dict]
-    if required and missing:
-        block, name = prefix[:-1].rpartition('.')[::2]
-        official = name.replace('bn', 'bnet', 1)
-        raise CheckpointError(
-            f'the convolution before {prefix[:-1]} was found in the checkpoint, but its BNET layer was not: no '
-            f'{", ".join(missing)}. Also looked for {prefix}weight, {prefix}bias, {prefix}running_mean, '
-            f'{prefix}running_var (BN) and {(block + "." if block else "")}{official}.* (official BNET). '
-            'Use a checkpoint of this architecture: going on would leave this norm untrained'
-        )
 
 
 def _as_kernel(gamma: Tensor, prefix: str) -> Tensor:

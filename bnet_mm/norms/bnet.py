@@ -9,6 +9,8 @@ identity, so that a fresh BNET equals a fresh BN.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from bnet_mm.checkpoint.layouts import adapt_bnet_keys
 def check_positive_int(name: str, value: object, odd: bool = False) -> None:
     """Raise a ValueError that names the argument unless ``value`` is a positive (and, if asked, odd) int."""
     allowed = 'a positive odd integer' if odd else 'a positive integer'
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (odd and value % 2 == 0):
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1 or (odd and value % 2 == 0):
         raise ValueError(f'BNET: {name} must be {allowed}, got {value!r}')
 
 
@@ -165,14 +167,6 @@ class BNET(nn.Module):
         check_input(x, self.num_features, self.norm.training and not isinstance(self.norm, nn.SyncBatchNorm))
         return self.bnconv(self.norm(x))
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args) -> None:
-        # Both torch's and the host's loader fill missing_keys in module order, so its last entry tells whether the
-        # convolution before this layer was missing too.
-        conv_was_loaded = bool(prefix) and not (missing_keys and missing_keys[-1].startswith(_parent(prefix)))
-        adapt_bnet_keys(state_dict, prefix, self, required=conv_was_loaded)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
-
-
-def _parent(prefix: str) -> str:
-    """'layer1.0.bn3.' -> 'layer1.0.'"""
-    return prefix[:-1].rpartition('.')[0] + '.' if '.' in prefix[:-1] else ''
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        adapt_bnet_keys(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *args)

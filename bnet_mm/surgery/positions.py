@@ -13,12 +13,11 @@ from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnet_mm.checkpoint.layouts import accept_official_names
 from bnet_mm.norms import BNET
 
 POSITIONS = 'ABC'
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def norm_names(block: nn.Module) -> dict[str, str]:
@@ -57,31 +56,31 @@ def enhance(model: nn.Module, k: int = 3, where: str = 'C', dilation: int = 1) -
             "ResNet and ResNeXt, and 'all' for every batch norm"
         )
     names = {module: name for name, module in model.named_modules()}
-    replaced = []
+    new_layers = {}  # a norm that two blocks share stays shared
     for parent, attribute in targets:
-        replaced.append('.'.join(filter(None, (names[parent], attribute))))
-        setattr(parent, attribute, BNET.from_batch_norm(getattr(parent, attribute), k, dilation))
-    for parent in dict.fromkeys(parent for parent, _ in targets):
-        accept_official_names(parent)
-    return replaced
+        norm = getattr(parent, attribute)
+        if norm not in new_layers:
+            new_layers[norm] = BNET.from_batch_norm(norm, k, dilation)
+        setattr(parent, attribute, new_layers[norm])
+    return ['.'.join(filter(None, (names[parent], attribute))) for parent, attribute in targets]
 
 
 def _targets(model: nn.Module, where: str) -> list[tuple[nn.Module, str]]:
     """(parent, attribute name) of the norms to replace, each checked to be a batch norm."""
     if where == 'all':
-        return [
-            (m, name) for m in model.modules() for name, child in m.named_children() if isinstance(child, _BatchNorm)
-        ]
+        parents = [m for m in model.modules() if not isinstance(m, BNET)]
+        return [(m, name) for m in parents for name, child in m.named_children() if isinstance(child, BATCH_NORMS)]
     if not isinstance(where, str) or not where or set(where) - set(POSITIONS) or len(set(where)) < len(where):
         raise ValueError(
             f"enhance: where must be 'all' or letters of {POSITIONS!r}, such as 'C' or 'AC', got {where!r}"
         )
     targets = [(m, name) for m in model.modules() for position, name in norm_names(m).items() if position in where]
     for block, name in targets:
-        if not isinstance(getattr(block, name), _BatchNorm):
+        norm = getattr(block, name, None)
+        if not isinstance(norm, BATCH_NORMS):
             raise ValueError(
-                f'enhance: {name} of {type(block).__name__} is {type(getattr(block, name)).__name__}; only batch norms '
-                'can become BNET (set norm_cfg=dict(type="BN") or "SyncBN" in the backbone)'
+                f'enhance: {name} of {type(block).__name__} is {type(norm).__name__}; only batch norms can become BNET '
+                '(set norm_cfg=dict(type="BN") or "SyncBN" in the backbone)'
             )
     return targets
 
