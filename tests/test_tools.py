@@ -371,7 +371,7 @@ def test_one_entry_serves_mmseg_configs_too(tmp_path):
     """A PSPNet with BNET, trained and evaluated by the same two tools."""
     pytest.importorskip('mmseg')
     generator = np.random.default_rng(0)
-    for folder, high, shape in (('images', 256, (40, 40, 3)), ('masks', 2, (40, 40))):
+    for folder, high, shape in (('images', 256, (32, 32, 3)), ('masks', 2, (32, 32))):
         (tmp_path / folder).mkdir()
         for i in range(4):
             cv2.imwrite(str(tmp_path / folder / f'{i}.png'), generator.integers(0, high, shape).astype(np.uint8))
