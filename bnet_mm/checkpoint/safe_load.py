@@ -15,7 +15,7 @@ import pickle
 import re
 import zipfile
 from _codecs import encode
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -52,6 +52,7 @@ def _allowed_globals() -> list[tuple[Any, str]]:
         (np.ndarray, 'numpy.ndarray'),
         (np.dtype, 'numpy.dtype'),
         (encode, '_codecs.encode'),  # how protocol 2 writes bytes
+        (Counter, 'collections.Counter'),  # MultiStepLR's milestones
         *((owner, f'{owner.__module__}.{owner.__name__}') for owner in ATTRIBUTES),
     ]
     for package in ('numpy.core', 'numpy._core'):  # numpy 1 and 2: files travel between machines
@@ -71,7 +72,7 @@ def _clear_errors(filename: str) -> Iterator[None]:
             raise
         raise CheckpointError(f'{filename} is not a readable checkpoint: it is damaged or cut short') from None
     except Exception as error:  # a damaged pickle can raise anything
-        if refused := re.search(r'GLOBAL\s+(\S+)', str(error)):
+        if refused := re.search(r'(?:GLOBAL|Unsupported class)\s+(\S+)', str(error)):
             raise CheckpointError(
                 f'checkpoint {filename} was refused and not executed: it holds {refused[1]}, and only weights and '
                 "plain values are read. If you trust its source, save its {'state_dict': ...} alone where it was made"
