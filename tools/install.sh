@@ -29,7 +29,7 @@ say "making $VENV with $PYTHON (torch, mmcv, the four OpenMMLab libraries; log: 
 "$PYTHON" -m venv "$VENV" || fail "cannot make $VENV"
 : >"$LOG"
 install -U pip
-install "setuptools<81" wheel  # mmcv's and openmim's build scripts need pkg_resources
+install -U setuptools wheel  # pinned below 81: mmcv's build script and openmim need pkg_resources
 say "1/4 torch"
 install torch numpy opencv-python
 say "2/4 mmengine and openmim ($((SECONDS - START)) s so far)"
