@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def clear_errors(doing: str) -> Iterator[None]:
         raise UserError(f'{doing}: {name}{text.strip()}') from error
 
 
-def run_tool(main: Any) -> None:
+def run_tool(main: Callable[[], None]) -> None:
     """Run ``main()``; a UserError becomes one sentence on stderr (once per machine) and exit code 1."""
     try:
         main()
