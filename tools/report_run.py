@@ -39,7 +39,8 @@ def print_table(metrics: dict) -> None:
     table = Table('metric', 'value', title='COCO box AP')
     for name, value in metrics.items():
         if name.startswith('coco/') and isinstance(value, (int, float)):
-            table.add_row(name.removeprefix('coco/'), f'{value:.3f}')
+            # pycocotools says -1 where there is nothing to find, such as no large object
+            table.add_row(name.removeprefix('coco/'), f'{value:.3f}' if value >= 0 else 'no objects')
     Console(width=80).print(table)
 
 
