@@ -35,6 +35,8 @@ ATTRIBUTES = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
+# torch's switches for weights_only, by which a loader that forgets it can be made to use it.
+FORCE_VARIABLES = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
 
 
 def _restricted_getattr(owner: object, name: str) -> Callable:
@@ -165,16 +167,15 @@ def _weights_only(loader: Callable) -> Callable:
 
     @functools.wraps(loader)
     def load(filename: str, *args, **kwargs) -> Any:
-        before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+        # Both variables at once are an error to torch, and users set the second one to get round mmengine's defect.
+        before = {name: os.environ.pop(name, None) for name in FORCE_VARIABLES}
+        os.environ[FORCE_VARIABLES[0]] = '1'
         try:
             with _clear_errors(filename), _allow_list():
                 return loader(filename, *args, **kwargs)
         finally:
-            if before is None:
-                del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
-            else:
-                os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = before
+            del os.environ[FORCE_VARIABLES[0]]
+            os.environ.update({name: value for name, value in before.items() if value is not None})
 
     return load
 
