@@ -1,20 +1,25 @@
 """BNET (arXiv 2011.14150) as a norm layer for the OpenMMLab libraries.
 
-Importing this package registers ``BNET`` (a ``norm_cfg`` type) and ``WithBNET`` (a model type that puts BNET at the
-paper's positions) on mmengine's root registry, makes mmengine read checkpoints safely, and lets modules that hold a
-BNET layer read the official checkpoints' names.
+Importing this package registers the norms (``BNET``, ``SN``, ``SN1d``, ``SN3d``, ``SyncSN``, ``CBN``, ``BNConv``, for
+``norm_cfg``), the activation ``FReLU``, the model type ``WithBNET``, which puts BNET at the paper's positions, and the
+hook ``CBNBurnIn`` on mmengine's root registries, makes mmengine read checkpoints safely, and tells our layers of the
+modules that hold them.
 """
 
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 
-from bnet_mm.checkpoint.blocks import watch_blocks
+from bnet_mm.blocks import watch_blocks
 from bnet_mm.checkpoint.safe_load import register_loaders
-from bnet_mm.norms import BNET
-from bnet_mm.surgery import enhance
+from bnet_mm.frelu import FReLU
+from bnet_mm.norms import BNET, CBN, BNConv, CBNBurnIn, SN1d, SN2d, SN3d, SyncSN
+from bnet_mm.surgery import enhance, restore
 
 __version__ = '0.1.0'
-__all__ = ['BNET', 'enhance']
+__all__ = ['BNET', 'CBN', 'BNConv', 'FReLU', 'SN1d', 'SN2d', 'SN3d', 'SyncSN', 'enhance', 'restore']
 
-MODELS.register_module(module=BNET)
+for layer in (BNET, BNConv, CBN, FReLU, SN1d, SN3d, SyncSN):
+    MODELS.register_module(module=layer)
+MODELS.register_module(name=['SN', 'SN2d'], module=SN2d)
+HOOKS.register_module(module=CBNBurnIn)
 register_loaders()
 watch_blocks()

@@ -27,6 +27,8 @@ OTHER_KEYS = (
     'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
 
+OUR_TYPES = ('BNET', 'WithBNET', 'BNConv', 'CBN', 'CBNBurnIn', 'FReLU', 'SN', 'SN1d', 'SN2d', 'SN3d', 'SyncSN')
+
 
 class UserError(Exception):
     """Something the user can mend; its text is the whole message."""
@@ -107,7 +109,7 @@ def _check_custom_imports(cfg: Config, path: str) -> None:
             for child in node:
                 yield from types(child)
 
-    needs_us = [name for name in types(cfg.to_dict()) if name in ('BNET', 'WithBNET')]
+    needs_us = [name for name in types(cfg.to_dict()) if name in OUR_TYPES]
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     if needs_us and not any(
         name.split('.')[0] == 'bnet_mm' for name in ([imports] if isinstance(imports, str) else imports)

@@ -15,6 +15,7 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET
+from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
 NORM = dict(type='BNET', k=3)
 RESNETS = [('mmdet', 50), ('mmseg', 50), ('mmpretrain', 50), ('mmaction', 50), ('mmdet', 18), ('mmaction', 18)]
@@ -143,7 +144,7 @@ def test_sync_bn_conversion_and_reversion_keep_the_transform(implementation):
         x, want, keys = torch.randn(2, 6, 5, 5), None, None
         want = net[0].bn(x)
     inner = [m.norm for m in converted.modules() if isinstance(m, BNET)]
-    assert len(inner) == 1 and isinstance(inner[0], nn.SyncBatchNorm)
+    assert len(inner) == 1 and isinstance(inner[0], SyncBatchNorm)
     converted.eval()  # mmengine's conversion forgets the mode, of plain BN as well
     torch.testing.assert_close(converted(x), want)
     reverted = revert_sync_batchnorm(converted)
@@ -157,7 +158,7 @@ def test_sync_bn_conversion_and_reversion_keep_the_transform(implementation):
 def test_sync_bn_norms_become_bnet_over_sync_bn():
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
     bnet_mm.enhance(block, k=3, where='all')
-    assert isinstance(block[1], BNET) and isinstance(block[1].norm, nn.SyncBatchNorm) and not block[1].norm.affine
+    assert isinstance(block[1], BNET) and isinstance(block[1].norm, SyncBatchNorm) and not block[1].norm.affine
 
 
 def test_fuse_conv_bn_keeps_the_function():

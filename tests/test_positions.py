@@ -69,8 +69,8 @@ def test_enhancing_keeps_the_function(where, depth):
     model = copy.deepcopy(plain)
     plain.layer2[0].bn1.requires_grad_(False)
     model.layer2[0].bn1.requires_grad_(False)
-    names = bnet_mm.enhance(model, k=5, where=where)
-    assert set(names) == bnet_names(model)
+    report = bnet_mm.enhance(model, k=5, where=where)
+    assert set(report.changed) == bnet_names(model)
     x = torch.randn(2, 3, 64, 72, dtype=torch.float64)
     for mode in (True, False):
         plain.train(mode), model.train(mode)
@@ -133,8 +133,9 @@ def test_everywhere_leaves_alone_what_is_no_2d_batch_norm():
     model = nn.ModuleDict(
         dict(bnet=BNET(4, k=5), flat=nn.BatchNorm1d(4), one=nn.Sequential(shared), two=nn.Sequential(shared))
     )
-    names = bnet_mm.enhance(model, k=3, where='all')
-    assert names == ['one.0', 'two.0'] and model['one'][0] is model['two'][0]
+    report = bnet_mm.enhance(model, k=3, where='all')
+    assert list(report.changed) == ['one.0', 'two.0'] and model['one'][0] is model['two'][0]
+    assert report.kept == dict(bnet='BNET already', flat='BatchNorm1d is no norm that BNET can hold')
     assert isinstance(model['bnet'].norm, nn.BatchNorm2d) and isinstance(model['flat'], nn.BatchNorm1d)
 
 
@@ -144,9 +145,9 @@ def test_dilation():
 
 
 @pytest.mark.parametrize('bnet, message', [
-    (dict(where='D'), "where must be 'all' or letters of 'ABC'"),
-    (dict(where=''), 'where must be'),
-    (dict(where='CC'), 'where must be'),
+    (dict(where='D'), "no norm to replace at where='D' in ResNet, whose norms are bn1, layer1.0.bn1"),
+    (dict(where=''), "where must be letters of 'ABC'"),
+    (dict(where='('), "where='\\(' is no regular expression"),
     (dict(where=3), 'where must be'),
     (dict(kernel_size=3), 'bnet takes k, where and dilation, got kernel_size'),
     (dict(k=4), 'k must be a positive odd integer, got 4'),
@@ -157,10 +158,10 @@ def test_bad_options_are_named(bnet, message):
 
 
 def test_nothing_to_replace_is_an_error():
-    with pytest.raises(ValueError, match="no batch norm at where='B' in ResNet"):
+    with pytest.raises(ValueError, match="no norm to replace at where='B' in ResNet"):
         backbone(bnet=dict(where='B'), depth=18)
-    with pytest.raises(ValueError, match='bn3 of Bottleneck is GroupNorm|gn3 of Bottleneck is GroupNorm'):
-        backbone(bnet=dict(k=3), norm_cfg=dict(type='GN', num_groups=8))
+    with pytest.raises(ValueError, match='BNET already'):
+        bnet_mm.enhance(backbone(bnet=dict(k=3)), k=5)
 
 
 def test_cfg_options_set_k_and_where():

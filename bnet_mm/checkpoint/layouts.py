@@ -7,7 +7,8 @@ Ours, for a layer called ``bn3``::
 
 Also accepted, by ``load_state_dict`` itself and so everywhere a checkpoint is loaded:
 
-- BN: ``bn3.weight`` (C,) goes to the centre tap and ``bn3.bias`` to the bias, so the function is unchanged;
+- BN, or whatever norm the layer has inside: ``bn3.weight`` (C,) goes to the centre tap and ``bn3.bias`` to the bias,
+  the rest below ``bn3.norm``, so the function is unchanged;
 - the official ImageNet and detection layout: ``bnet3.bnconv.*`` with ``bnet3.running_*``;
 - the older official detection layout: ``bnconv3.*`` beside ``bn3.running_*``;
 - a smaller k, which is centred in the larger kernel (the dilation is the layer's: checkpoints do not hold it).
@@ -58,8 +59,9 @@ def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
 
 def bnet_keys(prefix: str, layer: nn.Module) -> list[str]:
     """The keys that a BNET ``layer`` called ``prefix`` (with the final dot) must find to be loaded completely."""
-    statistics = [name for name, _ in layer.norm.named_buffers() if name != 'num_batches_tracked']
-    return [prefix + 'bnconv.weight', prefix + 'bnconv.bias', *(f'{prefix}norm.{name}' for name in statistics)]
+    # What the normaliser cannot do without: not its counter, and not the history of CBN, which BN checkpoints lack.
+    needed = [name for name in layer.norm.state_dict() if name != 'num_batches_tracked' and 'past_' not in name]
+    return [prefix + 'bnconv.weight', prefix + 'bnconv.bias', *(f'{prefix}norm.{name}' for name in needed)]
 
 
 def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> None:
@@ -68,7 +70,7 @@ def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> Non
     Raises:
         CheckpointError: If the kernel in the checkpoint does not fit the layer.
     """
-    for name in STATISTICS:
+    for name in layer.norm.state_dict():
         if prefix + name in state_dict:
             move_key(state_dict, prefix + name, f'{prefix}norm.{name}')
     taps = prefix + 'bnconv.weight'
@@ -76,14 +78,15 @@ def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> Non
         state_dict[taps] = _as_kernel(state_dict.pop(prefix + 'weight'), prefix)
         if prefix + 'bias' in state_dict:
             move_key(state_dict, prefix + 'bias', prefix + 'bnconv.bias')
+            state_dict[prefix + 'bnconv.bias'] = state_dict[prefix + 'bnconv.bias'].flatten()
     if taps in state_dict:
         state_dict[taps] = _enlarge_kernel(state_dict[taps], tuple(layer.bnconv.weight.shape), taps)
 
 
 def _as_kernel(gamma: Tensor, prefix: str) -> Tensor:
-    """BN's weight (C,) as a 1 x 1 depthwise kernel (C, 1, 1, 1)."""
-    if gamma.dim() != 1:
-        raise CheckpointError(f'{prefix}weight must be the (C,) weight of a BN layer, got shape {tuple(gamma.shape)}')
+    """A norm's weight, (C,) or official SN's (1, C, 1, 1), as a 1 x 1 depthwise kernel (C, 1, 1, 1)."""
+    if gamma.numel() != max(gamma.shape, default=0):
+        raise CheckpointError(f'{prefix}weight must be the (C,) weight of a norm, got shape {tuple(gamma.shape)}')
     return gamma.reshape(-1, 1, 1, 1)
 
 

@@ -3,13 +3,13 @@
 Paper: Xu et al., "Batch Normalization with Enhanced Linear Transformation", arXiv 2011.14150, section 3.2.
 
 Differences from the official code: the layer holds its normaliser instead of inheriting from BatchNorm2d (the host
-converts, fuses and initialises every ``_BatchNorm`` it sees and would drop the convolution), and it starts as the
-identity, so that a fresh BNET equals a fresh BN.
+converts, fuses and initialises every ``_BatchNorm`` it sees and would drop the convolution), so that any normaliser
+will do (Table 12); and it starts as the identity, so that a fresh BNET equals a fresh BN.
 """
 
 from __future__ import annotations
 
-from numbers import Integral
+from typing import Any
 
 import torch
 import torch.fx
@@ -17,13 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
-
-
-def check_positive_int(name: str, value: object, odd: bool = False) -> None:
-    """Raise a ValueError that names the argument unless ``value`` is a positive (and, if asked, odd) int."""
-    allowed = 'a positive odd integer' if odd else 'a positive integer'
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1 or (odd and value % 2 == 0):
-        raise ValueError(f'BNET: {name} must be {allowed}, got {value!r}')
+from bnet_mm.norms.arguments import check_positive_int
+from bnet_mm.norms.normalizers import build_normalizer, is_foreign_sync_batch_norm, with_affine, without_affine
+from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -81,7 +77,7 @@ class BNET(nn.Module):
     """``y = DWConv_k((x - mean) / sqrt(var + eps)) + bias``, a drop-in for BatchNorm2d (paper, eq. 5, Algorithm 1).
 
     The convolution has stride 1 and pads with zeros after the normalisation, so that border pixels see the mean.
-    ``k=1`` is plain BN. Statistics, running buffers and ``num_batches_tracked`` are BatchNorm2d's own; whether batch
+    ``k=1`` is plain BN. Statistics, running buffers and ``num_batches_tracked`` are the normaliser's own; whether batch
     or running statistics are used follows ``self.norm.training``, the flag that ``norm_eval=True`` sets.
 
     Args:
@@ -91,15 +87,20 @@ class BNET(nn.Module):
         eps: Added to the variance.
         momentum: Weight of the new batch in the running statistics, as in BatchNorm2d; None for their plain average.
         track_running_stats: Keep running statistics for evaluation, as in BatchNorm2d.
+        norm: The normaliser, whose affine the transform replaces: 'BN', 'SyncBN', 'GN', 'IN', 'SN', 'SyncSN' or 'CBN',
+            or a dict of ``type`` and the options of that norm, such as ``dict(type='GN', num_groups=32)``. The options
+            above are its defaults; momentum and track_running_stats are refused where the normaliser has none.
 
     Shapes:
         input and output: (N, C, H, W).
 
     Raises:
-        ValueError: For an even k, a k, dilation or num_features below 1; in forward for an input that is not 4-D,
-            has another channel count, or has a single value per channel in training mode.
+        ValueError: For an even k, a k, dilation or num_features below 1, or a normaliser that is none of these; in
+            forward for an input that is not 4-D, has another channel count, or has a single value per channel in
+            training mode.
 
-    A BatchNorm2d checkpoint loads and keeps its function; see :mod:`bnet_mm.checkpoint.layouts`.
+    A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
+    :mod:`bnet_mm.checkpoint.layouts`. ``convert_sync_batchnorm`` makes batch statistics synchronised ones.
     """
 
     _abbr_ = 'bn'  # host blocks call it bn1, bn2, bn3, as they call BN
@@ -112,42 +113,64 @@ class BNET(nn.Module):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         track_running_stats: bool = True,
+        norm: str | dict[str, Any] = 'BN',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive_int('num_features', num_features)
-        check_positive_int('k', k, odd=True)
-        check_positive_int('dilation', dilation)
-        self.norm = nn.BatchNorm2d(
-            num_features,
-            eps,
-            momentum,
-            affine=False,
-            track_running_stats=track_running_stats,
-            device=device,
-            dtype=dtype,
-        )
+        check_positive_int('BNET', 'num_features', num_features)
+        check_positive_int('BNET', 'k', k, odd=True)
+        check_positive_int('BNET', 'dilation', dilation)
+        options = dict(eps=eps, momentum=momentum, track_running_stats=track_running_stats)
+        self.norm = build_normalizer(norm, num_features, options).to(device=device, dtype=dtype)
         self.bnconv = DepthwiseTransform(num_features, k, dilation, device=device, dtype=dtype)
 
     @classmethod
-    def from_batch_norm(cls, norm: nn.modules.batchnorm._BatchNorm, k: int = 3, dilation: int = 1) -> BNET:
-        """A BNET with the function, statistics, mode, device and ``requires_grad`` of a (Sync)BatchNorm layer."""
-        reference = norm.running_mean if norm.weight is None else norm.weight
-        options = {} if reference is None else {'device': reference.device, 'dtype': reference.dtype}
-        layer = cls(norm.num_features, k, dilation, norm.eps, norm.momentum, norm.track_running_stats, **options)
-        if norm.track_running_stats:
-            layer.norm.load_state_dict({name: value for name, value in norm.named_buffers()})
+    def from_norm(cls, norm: nn.Module, k: int = 3, dilation: int = 1) -> BNET:
+        """A BNET over a copy of ``norm``, with its function, statistics, mode, device and ``requires_grad``.
+
+        Args:
+            norm: A batch, synchronised, group, instance, switchable or cross-iteration norm, with or without affine.
+
+        Raises:
+            ValueError: For any other module.
+        """
+        normalizer = without_affine(norm)
+        reference = next((t for t in (norm.weight, *norm.buffers()) if t is not None), torch.empty(0))
+        channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+        layer = cls(channels, k, dilation, device=reference.device, dtype=reference.dtype)
+        layer.norm = normalizer
         with torch.no_grad():
             if norm.weight is not None:
                 layer.bnconv.centre_tap().copy_(norm.weight)
             if norm.bias is not None:
                 layer.bnconv.bias.copy_(norm.bias)
-        if isinstance(norm, nn.SyncBatchNorm):
-            layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer, norm.process_group)
         if norm.weight is not None:
             layer.requires_grad_(norm.weight.requires_grad)
-        return layer.train(norm.training)
+        layer.training = layer.bnconv.training = norm.training
+        return layer
+
+    def is_affine(self) -> bool:
+        """Whether the transform is only a scale and shift: all taps but the centre are 0."""
+        others = self.bnconv.weight.detach().clone()
+        others[:, 0, self.bnconv.k // 2, self.bnconv.k // 2] = 0
+        return not others.any()
+
+    def to_norm(self) -> nn.Module:
+        """The normaliser, with centre taps and bias as its affine; torch's SyncBatchNorm for synchronised statistics.
+
+        Raises:
+            ValueError: If the other taps are not 0.
+        """
+        if not self.is_affine():
+            raise ValueError(f'BNET: a norm has no taps off the centre, this layer of {self.num_features} channels has')
+        return with_affine(self.norm, self.weight, self.bias)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
+        if name == 'norm' and is_foreign_sync_batch_norm(module):
+            module = SyncBatchNorm.from_host(module)
+        super().add_module(name, module)
 
     @property
     def num_features(self) -> int:
@@ -164,7 +187,7 @@ class BNET(nn.Module):
         return self.bnconv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.num_features, self.norm.training and not isinstance(self.norm, nn.SyncBatchNorm))
+        check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
         return self.bnconv(self.norm(x))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

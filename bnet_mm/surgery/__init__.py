@@ -1,5 +1,6 @@
-"""Putting BNET into built models: positions.py."""
+"""Changing built models: enhance.py (norms to BNET and back), positions.py (which norms), fold.py (for inference)."""
 
-from bnet_mm.surgery.positions import enhance
+from bnet_mm.surgery.enhance import enhance, restore
+from bnet_mm.surgery.report import Report
 
-__all__ = ['enhance']
+__all__ = ['Report', 'enhance', 'restore']

@@ -1,8 +1,10 @@
-"""What loading a checkpoint needs to know beyond a BNET layer itself: the block that holds it.
+"""What our layers need from the module that holds them.
 
-The official names of a layer sit beside it, not below it, and whether a layer that finds no weights is a loss depends
-on the convolution before it. Both are seen by the holder of the layer only, so every module that a BNET is put into
-gets a pre-hook for loading. torch tells us through its module registration hook.
+- BNET: the official names of a layer sit beside it, not below it, and whether a layer that finds no weights is a loss
+  depends on the convolution before it. Both are seen by the holder only, which therefore gets a pre-hook for loading.
+- CBN compensates for the changes of the convolution before it, and FReLU has the channels of the one before it.
+
+torch tells us of every module that is put into another one, through its module registration hook.
 """
 
 from __future__ import annotations
@@ -18,17 +20,23 @@ from bnet_mm.checkpoint.layouts import (
     move_key,
     official_to_host_key,
 )
-from bnet_mm.norms import BNET
+from bnet_mm.frelu import FReLU
+from bnet_mm.norms import BNET, CBN
 
 
 def watch_blocks() -> None:
-    """From now on, prepare every module that a BNET layer is registered in."""
+    """From now on, prepare every module that one of our layers is registered in."""
     register_module_module_registration_hook(_prepare_block)
 
 
-def _prepare_block(block: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    if isinstance(submodule, BNET) and not any(isinstance(child, BNET) for child in block.children()):
+def _prepare_block(block: nn.Module, name: str, layer: nn.Module | None) -> None:
+    if isinstance(layer, BNET) and not any(isinstance(child, BNET) for child in block.children()):
         block._register_load_state_dict_pre_hook(_before_loading, with_module=True)
+    follower = layer.norm if isinstance(layer, BNET) else layer
+    if isinstance(follower, (CBN, FReLU)) and not isinstance(block, BNET):
+        convolution = _convolution_before(block, name)
+        if convolution:
+            follower.follow(block.get_submodule(convolution))
 
 
 def _before_loading(block: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
@@ -60,6 +68,6 @@ def _convolution_before(block: nn.Module, name: str) -> str | None:
         if child_name == name:
             return conv
         weight = getattr(child, 'weight', None)
-        if isinstance(weight, Tensor) and weight.dim() >= 4 and not isinstance(child, BNET):
+        if isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(child, (BNET, nn.Embedding)):
             conv = child_name
-    return None
+    return conv

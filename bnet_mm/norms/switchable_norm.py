@@ -1,0 +1,209 @@
+"""Switchable norm (Luo et al., "Differentiable Learning-to-Normalize via Switchable Normalization", arXiv 1806.10779).
+
+Mean and variance are mixtures of those of instance, layer and batch norm, each with its own softmax weights.
+
+Differences from the official code: ``momentum`` is the weight of the new batch, as everywhere in torch (the official
+0.9 is our 0.1); ``using_moving_average=False`` keeps the average over the batches, ready for use, where the official
+code keeps a sum that somebody must divide; the running variance starts at 1; maps of one pixel have instance variance 0
+instead of NaN; and the gradients of SyncSN are right.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bnet_mm.norms.arguments import check_positive_int
+from bnet_mm.norms.sync_batch_norm import SumOverProcesses, world_size
+
+
+class _SwitchableNorm(nn.Module):
+    """What all dimensions share; ``input_dim`` is the number of dimensions of the input.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the variance.
+        momentum: Weight of the new batch in the running statistics, in (0, 1]; only for the moving average.
+        using_moving_average: Running statistics are moving averages; False for the average of all batches so far.
+        using_bn: Mix batch statistics in. Without them (one image per GPU) there is nothing to track.
+        last_gamma: Start with weight 0, for the last norm of a residual block.
+        affine: Have weight and bias.
+
+    Raises:
+        ValueError: For an argument outside these; in forward for an input of another shape.
+
+    State dict: ``weight``, ``bias``, ``running_mean``, ``running_var`` (C,), ``mean_weight``, ``var_weight`` (3,), or
+    (2,) without batch statistics. The official shapes, (1, C, 1, 1) and (1, C, 1), load too.
+    """
+
+    _abbr_ = 'sn'
+    input_dim: int
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        using_moving_average: bool = True,
+        using_bn: bool = True,
+        last_gamma: bool = False,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_positive_int(name, 'num_features', num_features)
+        if not isinstance(momentum, Real) or not 0 < momentum <= 1:
+            raise ValueError(
+                f'{name}: momentum must be the weight of the new batch, in (0, 1], got {momentum!r}; for the plain '
+                'average of all batches use using_moving_average=False'
+            )
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.using_moving_average, self.using_bn, self.last_gamma = using_moving_average, using_bn, last_gamma
+        options = dict(device=device, dtype=dtype)
+        for parameter in ('weight', 'bias'):
+            value = nn.Parameter(torch.empty(num_features, **options)) if affine else None
+            self.register_parameter(parameter, value)
+        self.mean_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
+        self.var_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
+        if using_bn:
+            self.register_buffer('running_mean', torch.zeros(num_features, **options))
+            self.register_buffer('running_var', torch.ones(num_features, **options))
+            self.register_buffer('num_batches_tracked', torch.tensor(0, device=device))
+        self.reset_parameters()
+
+    @property
+    def kinds(self) -> list[str]:
+        """The norms that are mixed, in the order of ``mean_weight`` and ``var_weight``."""
+        return ['IN', 'LN', 'BN'] if self.using_bn else ['IN', 'LN']
+
+    def reset_parameters(self) -> None:
+        """Equal mixture; weight 1, or 0 with ``last_gamma``; bias 0."""
+        nn.init.ones_(self.mean_weight)
+        nn.init.ones_(self.var_weight)
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 0 if self.last_gamma else 1)
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        name = type(self).__name__
+        if x.dim() != self.input_dim or x.shape[1] != self.num_features:
+            raise ValueError(
+                f'{name}: input must be {self.input_dim}-D with num_features={self.num_features} channels, got shape '
+                f'{tuple(x.shape)}'
+            )
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        means, variances = self._statistics(wide)
+        # float32 mixing weights also where the layer itself was cast to half precision
+        mean_weight = self.mean_weight.to(wide.dtype).softmax(0)
+        var_weight = self.var_weight.to(wide.dtype).softmax(0)
+        mean = sum(weight * value for weight, value in zip(mean_weight, means))
+        var = sum(weight * value for weight, value in zip(var_weight, variances))
+        scale = (var + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        shape = [*scale.shape] + [1] * (x.dim() - 2)
+        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Means and variances of each kind, of shapes that broadcast to (N, C)."""
+        pixels = x[0, 0].numel() if x.numel() else 1
+        var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=1 if pixels > 1 else 0)
+        square = var_in + mean_in.square()
+        mean_ln = mean_in.mean(1, keepdim=True)
+        var_ln = square.mean(1, keepdim=True) - mean_ln.square()
+        if not self.using_bn:
+            return [mean_in, mean_ln], [var_in, var_ln]
+        mean_bn, var_bn = self._batch_statistics(mean_in, square)
+        return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
+
+    def _batch_statistics(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (1, C) of the batch, from the instances' mean and mean square (N, C)."""
+        if not self.training:
+            return self.running_mean[None], self.running_var[None]
+        mean, mean_square = self._average(mean_in, square)
+        var = mean_square - mean.square()
+        self._track(mean.detach()[0], var.detach()[0])
+        return mean, var
+
+    def _average(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        return mean_in.mean(0, keepdim=True), square.mean(0, keepdim=True)
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        if self.using_moving_average:
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+            return
+        share = 1 / self.num_batches_tracked.to(mean.dtype)
+        old_square = self.running_var + self.running_mean.square()
+        square = old_square + (var + mean.square() - old_square) * share
+        self.running_mean += ((mean - self.running_mean) * share).to(self.running_mean.dtype)
+        self.running_var.copy_(square - self.running_mean.square())
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in ('weight', 'bias', 'running_mean', 'running_var'):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.numel() == self.num_features == value.shape.numel() and value.dim() > 1:
+                state_dict[prefix + name] = value.flatten()
+        if self.using_bn:  # the official files have no counter
+            state_dict.setdefault(prefix + 'num_batches_tracked', torch.tensor(0))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        text = f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, mixes={"+".join(self.kinds)}'
+        options = dict(using_moving_average=False, last_gamma=True)
+        text += ''.join(f', {name}={value}' for name, value in options.items() if getattr(self, name) == value)
+        return text if self.weight is not None else f'{text}, affine=False'
+
+
+class SN1d(_SwitchableNorm):
+    """Switchable norm of (N, C). One value per instance has no instance statistics: LN and BN are mixed.
+
+    Their variances are unbiased, as in the official code.
+    """
+
+    input_dim = 2
+
+    @property
+    def kinds(self) -> list[str]:
+        return ['LN', 'BN'] if self.using_bn else ['LN']
+
+    def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        var_ln, mean_ln = torch.var_mean(x, 1, keepdim=True)
+        if not self.using_bn:
+            return [mean_ln], [var_ln]
+        mean_bn, var_bn = self.running_mean[None], self.running_var[None]
+        if self.training:
+            var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
+            self._track(mean_bn.detach()[0], var_bn.detach()[0])
+        return [mean_ln, mean_bn], [var_ln, var_bn]
+
+
+class SN2d(_SwitchableNorm):
+    """Switchable norm of (N, C, H, W): ``norm_cfg=dict(type='SN')``."""
+
+    input_dim = 4
+
+
+class SN3d(_SwitchableNorm):
+    """Switchable norm of (N, C, T, H, W)."""
+
+    input_dim = 5
+
+
+class SyncSN(SN2d):
+    """SN2d whose batch statistics are those of the joined batch of all processes, of any sizes."""
+
+    def _average(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        if world_size(None) == 1:
+            return super()._average(mean_in, square)
+        count = mean_in.new_tensor([len(mean_in)])
+        sums = SumOverProcesses.apply(torch.cat([mean_in.sum(0), square.sum(0), count]), dist.group.WORLD)
+        mean, mean_square = (sums[:-1] / sums[-1]).view(2, 1, -1)
+        return mean, mean_square

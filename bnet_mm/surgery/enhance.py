@@ -1,0 +1,202 @@
+"""Norms of a built model become BNET, and back.
+
+Replacing norms after the host has built the model leaves the host's code, every other module and every name as they
+are. Which norms those are is positions.py's business.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any, Union
+
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from torch import nn
+
+from bnet_mm.norms import BNET
+from bnet_mm.norms.normalizers import can_be_normalizer
+from bnet_mm.surgery.positions import POSITIONS, is_norm, norm_names
+from bnet_mm.surgery.report import Report
+
+Where = Union[str, re.Pattern, Callable[[str, nn.Module], bool]]
+
+
+def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1, inplace: bool = True) -> Report:
+    """Replace norms by BNET with the same function: weight and bias of a norm move into centre tap and bias.
+
+    Batch, synchronised, group, instance, switchable and cross-iteration norms of 4-D maps become BNET over that norm.
+    They keep their names, statistics, mode, device and ``requires_grad``; a norm that two modules share stays shared.
+
+    Args:
+        model: Any torch model.
+        k: Size of the depthwise kernel, odd.
+        where: Which norms: positions in the residual blocks, one or more of the letters A, B, C (see positions.py);
+            'all' for every norm of these kinds; a regular expression, searched in the names of the norms; or a function
+            of name and module that says whether.
+        dilation: Spacing of the taps.
+        inplace: Change ``model`` itself; False for a copy.
+
+    Returns:
+        A report, with the model, what was replaced, and which norms were not and why.
+
+    Raises:
+        ValueError: If ``where`` is none of these, or if there is nothing to replace; the model is as it was.
+    """
+    names = _norms(model)
+    wanted = _wanted(model, names, where)
+    reasons = {name: _why_not(module) for name, module in names.items()}
+    chosen = [name for name in names if name in wanted and not reasons[name]]
+    if not chosen:
+        raise ValueError(
+            f'enhance: no norm to replace at where={where!r} in {_describe(model, names, wanted, reasons)}'
+        )
+    report = Report(model if inplace else copy.deepcopy(model))
+    replaced = {}
+    for name in chosen:
+        norm = report.model.get_submodule(name)
+        if norm not in replaced:
+            replaced[norm] = BNET.from_norm(norm, k, dilation)
+        report.changed[name] = f'{_title(norm)} -> BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '')
+    for name in names:
+        if name not in report.changed:
+            report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
+    _replace(report.model, replaced)
+    return report
+
+
+def restore(model: nn.Module, inplace: bool = True) -> Report:
+    """The inverse of :func:`enhance` where it is exact: every BNET becomes the norm that it holds, with an affine.
+
+    Args:
+        model: Any model with BNET layers whose taps are all zero but for the centre (or k = 1).
+        inplace: Change ``model`` itself; False for a copy.
+
+    Returns:
+        A report.
+
+    Raises:
+        ValueError: If there is no BNET, or one whose other taps are not zero; the model is as it was.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BNET)}
+    if not layers:
+        raise ValueError(f'restore: {type(model).__name__} has no BNET')
+    if trained := [name for name, layer in layers.items() if not layer.is_affine()]:
+        raise ValueError(f'restore: {len(trained)} BNET layers have taps off the centre, no norm has: {_some(trained)}')
+    report = Report(model if inplace else copy.deepcopy(model))
+    replaced = {}
+    for name, layer in layers.items():
+        layer = report.model.get_submodule(name)
+        replaced[layer] = layer.to_norm()
+        report.changed[name] = f'BNET-{layer.bnconv.k} -> {_title(replaced[layer])}'
+    _replace(report.model, replaced)
+    return report
+
+
+def _norms(model: nn.Module) -> dict[str, nn.Module]:
+    """All norms by every name they have; those inside BNET layers are the layers' own."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside = tuple(f'{name}.' for name, module in modules.items() if isinstance(module, BNET))
+    return {
+        name: module
+        for name, module in modules.items()
+        if name and not name.startswith(inside) and (is_norm(module) or isinstance(module, BNET))
+    }
+
+
+def _wanted(model: nn.Module, norms: dict[str, nn.Module], where: Where) -> set[str]:
+    """Names of the norms that ``where`` means."""
+    if where == 'all':
+        return set(norms)
+    if isinstance(where, str) and where and not set(where) - set(POSITIONS) and len(set(where)) == len(where):
+        blocks = model.named_modules(remove_duplicate=False)
+        return {
+            f'{prefix}.{name}' if prefix else name
+            for prefix, block in blocks
+            for position, names in norm_names(block).items()
+            for name in names
+            if position in where
+        }
+    if isinstance(where, (str, re.Pattern)) and where:
+        try:
+            pattern = re.compile(where)
+        except re.error as error:
+            raise ValueError(f'enhance: where={where!r} is no regular expression: {error}') from error
+        return {name for name in norms if pattern.search(name)}
+    if callable(where):
+        return {name for name, module in norms.items() if where(name, module)}
+    raise ValueError(
+        f"enhance: where must be letters of {POSITIONS!r} such as 'C' or 'AC', 'all', a regular expression on module "
+        f'names, or a function of name and module, got {where!r}'
+    )
+
+
+def _why_not(norm: nn.Module) -> str:
+    """Why this norm cannot become BNET; empty if it can."""
+    if isinstance(norm, BNET):
+        return 'BNET already'
+    return '' if can_be_normalizer(norm) else f'{type(norm).__name__} is no norm that BNET can hold'
+
+
+def _title(norm: nn.Module) -> str:
+    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+    return f'{type(norm).__name__}({channels})'
+
+
+def _describe(model: nn.Module, norms: dict[str, nn.Module], wanted: set[str], reasons: dict[str, str]) -> str:
+    refused = sorted({reasons[name] for name in wanted if reasons.get(name)})
+    if refused:
+        return f'{type(model).__name__}: {"; ".join(refused)}'
+    return f'{type(model).__name__}, whose norms are {_some(list(norms)) or "none"}'
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+
+
+def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() hides the second name of a shared one
+            if child in replaced:
+                setattr(parent, name, replaced[child])
+
+
+@MODELS.register_module(name='WithBNET')
+def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Module:
+    """The config form of :func:`enhance`, for a backbone, a whole detector, or any other model::
+
+        backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=5, where='C'), depth=50, ...)
+        model = dict(type='WithBNET', base='RetinaNet', bnet=dict(k=3))
+
+    Args:
+        base: Registered type of the model, as it stood in ``type``.
+        bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression.
+        kwargs: Arguments of ``base``.
+
+    Returns:
+        The model that ``base`` and ``kwargs`` describe, itself, with BNET in it.
+
+    Raises:
+        ValueError: For an unknown key in ``bnet``, and as :func:`enhance`.
+    """
+    bnet = dict(bnet or {})
+    if unknown := sorted(set(bnet) - {'k', 'where', 'dilation'}):
+        raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
+    model = MODELS.build(dict(type=base, **kwargs))
+    print_log(f'WithBNET: {enhance(model, **bnet).summary()}', logger='current')
+    for module in model.modules():
+        if getattr(module, 'zero_init_residual', False) and not isinstance(module.init_cfg, dict):
+            _zero_init_last_norm(module)
+    return model
+
+
+def _zero_init_last_norm(model: nn.Module) -> None:
+    """Make ``zero_init_residual`` reach a BNET at C: mmdet's and mmseg's ResNeXt ignore the option.
+
+    Only where nothing pretrained is read: the host says that by a single ``init_cfg``, its own defaults are a list.
+    """
+    for block in model.modules():
+        for last_norm in norm_names(block).get('C', ()):
+            if isinstance(block.get_submodule(last_norm), BNET) and getattr(block, 'init_cfg', False) is None:
+                block.init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))

@@ -1,0 +1,413 @@
+"""The norms beside BN: enhanced GN, IN, SN; SN itself; BNConv; FReLU. CBN and processes have files of their own."""
+
+import copy
+import pickle
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.registry import MODELS
+from torch import nn
+
+import bnet_mm
+from bnet_mm import BNET, BNConv, FReLU, SN1d, SN2d, SN3d, SyncSN
+
+DOUBLE = {'dtype': torch.float64}
+GN = dict(type='GN', num_groups=3)
+
+
+def make(layer, training=True):
+    layer = reference.randomise(layer).double()
+    for name in ('mean_weight', 'var_weight'):
+        for module in layer.modules():
+            if hasattr(module, name):
+                nn.init.normal_(getattr(module, name))
+    return layer.train(training)
+
+
+def normalized(norm, x, training):
+    """x_hat of each normaliser by the references."""
+    if isinstance(norm, nn.GroupNorm):
+        return reference.group_norm(x, norm.num_groups, norm.eps)
+    if isinstance(norm, nn.InstanceNorm2d):
+        return reference.group_norm(x, x.shape[1], norm.eps)
+    running = None if training or not norm.using_bn else (norm.running_mean, norm.running_var)
+    return reference.switchable_norm(x, norm.mean_weight, norm.var_weight, running, norm.eps)[0]
+
+
+# --- BNET over other normalisers
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('norm', [GN, 'IN', 'SN', dict(type='SN', using_bn=False, eps=1e-3), 'SyncSN'], ids=str)
+@pytest.mark.parametrize('k, dilation', [(1, 1), (3, 1), (5, 2)])
+def test_enhanced_norm_equals_the_formula(norm, k, dilation, training):
+    layer = make(BNET(6, k=k, dilation=dilation, norm=norm), training)
+    x = torch.randn(3, 6, 7, 5, **DOUBLE) * 2 + 1
+    x_hat = normalized(layer.norm, x, training and layer.norm.training)
+    want = reference.depthwise(x_hat, layer.bnconv.weight, layer.bnconv.bias, dilation)
+    torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('norm', [GN, 'IN', 'SN'], ids=str)
+@pytest.mark.parametrize('training', [True, False])
+def test_enhanced_norm_gradcheck(norm, training):
+    layer = make(BNET(3, k=3, norm=norm), training)
+    names, parameters = zip(*layer.named_parameters())
+    x = torch.randn(2, 3, 3, 4, requires_grad=True, **DOUBLE)
+
+    def function(x, *values):
+        return torch.func.functional_call(copy.deepcopy(layer), dict(zip(names, values)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters))
+
+
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN', GN, 'IN', 'SN', 'SyncSN', 'CBN'], ids=str)
+def test_enhanced_norm_starts_as_the_norm(norm):
+    """A fresh BNET over a norm equals the fresh norm with its affine, and from_norm keeps any norm's function."""
+    layer = BNET(6, k=5, norm=norm)
+    plain = make(type(layer.norm)(*((3, 6) if norm is GN else (6,)))).float()
+    x = torch.randn(4, 6, 5, 7) * 3 + 1
+    torch.testing.assert_close(layer.eval()(x), type(plain)(*((3, 6) if norm is GN else (6,))).eval()(x))
+    for training in (True, False):
+        untouched = copy.deepcopy(plain).train(training)
+        enhanced = BNET.from_norm(plain.train(training), k=3)
+        torch.testing.assert_close(enhanced(x), untouched(x), rtol=1e-5, atol=1e-5)
+        for name, value in enhanced.norm.state_dict().items():
+            assert torch.equal(value, untouched.state_dict()[name]), name
+        assert enhanced.norm.training == enhanced.training == training
+
+
+@pytest.mark.parametrize('norm', [GN, 'IN', 'SN', 'SyncBN', 'SyncSN', 'CBN'], ids=str)
+def test_enhanced_norm_loads_the_plain_norms_checkpoint(norm):
+    layer, fresh = BNET(6, k=3, norm=norm), BNET(6, k=3, norm=norm)
+    plain = make(nn.BatchNorm2d(6) if norm == 'SyncBN' else type(layer.norm)(*((3, 6) if norm is GN else (6,)))).float()
+    if norm == 'IN':
+        plain.affine, plain.weight, plain.bias = True, nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(layer.eval()(x), plain.eval()(x), rtol=1e-5, atol=1e-5)
+    fresh.load_state_dict(layer.state_dict())
+    for twin in (fresh.eval(), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+    assert type(layer.norm).__name__ in repr(layer)
+
+
+@pytest.mark.parametrize('norm', [GN, 'IN', 'SN'], ids=str)
+def test_enhanced_norm_in_other_layouts_and_precisions(norm):
+    """channels_last changes nothing; bfloat16's error is at most 4 x that of GroupNorm and Conv2d in bfloat16."""
+    layer = make(BNET(6, k=3, norm=norm))
+    pair = nn.Sequential(nn.GroupNorm(3, 6, affine=False), nn.Conv2d(6, 6, 3, padding=1, groups=6)).double()
+    pair[1].load_state_dict(layer.bnconv.state_dict())
+    x = torch.randn(3, 6, 9, 11, **DOUBLE) * 2 + 1
+    torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), layer(x))
+    layer, low = layer.eval(), x.bfloat16()
+    error = (layer.float()(low).double() - layer.double()(low.double())).abs().max()
+    theirs = (pair.bfloat16()(low).double() - pair.double()(low.double())).abs().max()
+    assert 0 < error <= 4 * theirs
+
+
+def test_norms_in_norm_cfg():
+    """Through mmcv's builder, with the eps and requires_grad that it handles."""
+    mmcv = pytest.importorskip('mmcv.cnn')
+    for cfg, kind in [
+        (dict(type='BNET', k=3, norm=dict(type='GN', num_groups=2), requires_grad=False), BNET),
+        (dict(type='SN', using_bn=False), SN2d),
+        (dict(type='SyncSN'), SyncSN),
+        (dict(type='BNConv', k=5), BNConv),
+        (dict(type='CBN', buffer_num=2, burnin=1), bnet_mm.CBN),
+    ]:
+        module = mmcv.ConvModule(3, 4, 3, padding=1, norm_cfg=cfg)
+        assert type(module.norm) is kind
+        assert all(p.requires_grad != ('requires_grad' in cfg) for p in module.norm.parameters())
+        assert module.eval()(torch.randn(2, 3, 5, 5)).shape == (2, 4, 5, 5)
+    assert MODELS.get('SN') is MODELS.get('SN2d') is SN2d
+    assert MODELS.build(dict(type='SN3d', num_features=2))(torch.randn(2, 2, 2, 3, 3)).shape == (2, 2, 2, 3, 3)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(norm='LN'), "norm must be one of BN, SyncBN, GN, .*got 'LN'"),
+    (dict(norm=dict(num_groups=2)), 'norm must be one of .*got None'),
+    (dict(norm='GN'), 'num_groups'),
+    (dict(norm=dict(type='GN', groups=2)), "norm='GN'.*groups"),
+    (dict(norm=dict(type='GN', num_groups=4)), 'divisible by num_groups'),
+    (dict(norm=dict(type='BN', affine=True)), 'no affine of its own'),
+    (dict(norm='IN', momentum=0.2), "momentum=0.2 has no meaning for norm='IN'"),
+    (dict(norm='SN', track_running_stats=False), 'track_running_stats=False has no meaning'),
+])  # fmt: skip
+def test_bad_normalizer_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        BNET(6, **options)
+
+
+def test_options_of_bnet_reach_the_normalizer():
+    assert BNET(6, eps=0.5, momentum=0.3, norm='SN').norm.momentum == 0.3
+    layer = BNET(6, eps=0.5, momentum=0.3, norm=dict(type='SyncBN', momentum=0.2, track_running_stats=False))
+    assert (layer.norm.eps, layer.norm.momentum, layer.norm.running_mean) == (0.5, 0.2, None)
+
+
+def test_norms_that_do_more_are_refused():
+    class Loud(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    for norm in (Loud(3), nn.BatchNorm3d(3), nn.LayerNorm(3), nn.Conv2d(3, 3, 1)):
+        with pytest.raises(ValueError, match=f'got {type(norm).__name__}'):
+            BNET.from_norm(norm)
+
+
+# --- SN
+
+
+SN_CASES = [(SN2d, (3, 4, 5, 6)), (SN3d, (3, 4, 2, 3, 5)), (SyncSN, (2, 4, 5, 3))]
+
+
+@pytest.mark.parametrize('using_bn', [True, False])
+@pytest.mark.parametrize('kind, shape', SN_CASES)
+def test_sn_equals_the_formula(kind, shape, using_bn):
+    for training in (True, False):
+        layer = make(kind(4, using_bn=using_bn, eps=1e-3), training)
+        assert layer.mean_weight.shape == (3 if using_bn else 2,)
+        x = torch.randn(shape, **DOUBLE) * 2 + 1
+        running = None if training or not using_bn else (layer.running_mean, layer.running_var)
+        x_hat, _ = reference.switchable_norm(x, layer.mean_weight, layer.var_weight, running, 1e-3)
+        affine = [1, 4] + [1] * (x.dim() - 2)
+        want = x_hat * layer.weight.reshape(affine) + layer.bias.reshape(affine)
+        torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+
+
+def test_sn_with_one_weight_is_the_norm_it_chooses():
+    """The mixtures at their corners are torch's LN and BN, up to IN's unbiased variance."""
+    x = torch.randn(4, 6, 8, 9, **DOUBLE)
+    pixels = 8 * 9
+    layer = SN2d(6, eps=0).double()
+    for chosen, correction, want in [
+        (0, (pixels - 1) / pixels, nn.InstanceNorm2d(6, eps=0)(x)),
+        (1, None, None), (2, None, None),
+    ]:  # fmt: skip
+        for weight in (layer.mean_weight, layer.var_weight):
+            nn.init.constant_(weight, -200)
+            weight.data[chosen] = 200
+        got = layer(x)
+        if chosen == 0:
+            torch.testing.assert_close(got / correction**0.5, want)
+            continue
+        dims = (1, 2, 3) if chosen == 1 else (0, 2, 3)
+        mean = x.mean(dims, keepdim=True)
+        # mean over instances and channels of unbiased variances, plus the variance of their means
+        part = x.var((2, 3), correction=1).mean(1 if chosen == 1 else 0)
+        part = part + x.mean((2, 3)).var(1 if chosen == 1 else 0, correction=0)
+        torch.testing.assert_close(got, (x - mean) / part.reshape(mean.shape).sqrt())
+
+
+@pytest.mark.parametrize('using_bn', [True, False])
+def test_sn1d_equals_the_formula(using_bn):
+    """Layer and batch statistics of (N, C), both unbiased."""
+    for training in (True, False):
+        layer = make(SN1d(5, using_bn=using_bn), training)
+        x = torch.randn(7, 5, **DOUBLE) * 2 + 1
+        share_mean, share_var = (torch.softmax(w, 0) for w in (layer.mean_weight, layer.var_weight))
+        mean = share_mean[0] * (x.sum(1, keepdim=True) / 5)
+        var = share_var[0] * ((x - x.sum(1, keepdim=True) / 5) ** 2).sum(1, keepdim=True) / 4
+        if using_bn:
+            batch_mean = x.sum(0) / 7 if training else layer.running_mean
+            batch_var = ((x - x.sum(0) / 7) ** 2).sum(0) / 6 if training else layer.running_var
+            mean, var = mean + share_mean[1] * batch_mean, var + share_var[1] * batch_var
+        want = (x - mean) / (var + 1e-5) ** 0.5 * layer.weight + layer.bias
+        torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('kind, shape', [(SN1d, (4, 3)), (SN2d, (2, 3, 3, 2)), (SN3d, (2, 2, 2, 2, 2))])
+def test_sn_gradcheck(kind, shape, training):
+    layer = make(kind(shape[1]), training)
+    names, parameters = zip(*layer.named_parameters())
+    assert set(names) == {'weight', 'bias', 'mean_weight', 'var_weight'}
+    x = torch.randn(shape, requires_grad=True, **DOUBLE)
+
+    def function(x, *values):
+        return torch.func.functional_call(copy.deepcopy(layer), dict(zip(names, values)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters))
+
+
+@pytest.mark.parametrize('moving', [True, False])
+def test_sn_running_statistics(moving):
+    """Twenty random steps. Our momentum 0.1 is the official 0.9; the batch average is the plain one at every step."""
+    layer = make(SN2d(4, momentum=0.1, using_moving_average=moving))
+    kept = 0.9
+    mean, var, means, squares = layer.running_mean.clone(), layer.running_var.clone(), [], []
+    for step in range(20):
+        x = torch.randn(2 + step % 3, 4, 3, 5, **DOUBLE) * (1 + step) + step
+        layer(x)
+        _, (batch_mean, batch_var) = reference.switchable_norm(x, layer.mean_weight, layer.var_weight)
+        means.append(batch_mean), squares.append(batch_var + batch_mean**2)
+        mean, var = kept * mean + (1 - kept) * batch_mean, kept * var + (1 - kept) * batch_var
+        if not moving:
+            mean = sum(means) / len(means)
+            var = sum(squares) / len(squares) - mean**2
+        torch.testing.assert_close(layer.running_mean, mean)
+        torch.testing.assert_close(layer.running_var, var)
+    assert layer.num_batches_tracked == 20
+    before = copy.deepcopy(layer.state_dict())
+    layer.eval()(x)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+def test_sn_running_mean_follows_batch_norms_rule():
+    """The sentence on momentum, pinned: the running mean is BatchNorm2d's with the same momentum."""
+    layer, bn = SN2d(3, momentum=0.3), nn.BatchNorm2d(3, momentum=0.3)
+    for step in range(5):
+        x = torch.randn(4, 3, 6, 6) + step
+        layer(x), bn(x)
+        torch.testing.assert_close(layer.running_mean, bn.running_mean)
+
+
+@pytest.mark.parametrize('using_bn', [True, False])
+def test_sn_loads_the_official_layout(using_bn):
+    """weight, bias (1, C, 1, 1), running statistics (1, C, 1), no counter; alone, and into BNET over SN."""
+    official = dict(
+        weight=torch.randn(1, 6, 1, 1), bias=torch.randn(1, 6, 1, 1), mean_weight=torch.randn(2 + using_bn),
+        var_weight=torch.randn(2 + using_bn),
+    )  # fmt: skip
+    if using_bn:
+        official.update(running_mean=torch.randn(1, 6, 1), running_var=torch.rand(1, 6, 1) + 0.5)
+    x = torch.randn(2, 6, 5, 4)
+    running = (official['running_mean'].flatten(), official['running_var'].flatten()) if using_bn else None
+    x_hat, _ = reference.switchable_norm(x, official['mean_weight'], official['var_weight'], running)
+    want = x_hat * official['weight'] + official['bias']
+    norm = dict(type='SN', using_bn=using_bn)
+    for layer in (SN2d(6, using_bn=using_bn), BNET(6, k=3, norm=norm)):
+        net = nn.ModuleDict(dict(sn1=layer))
+        net.load_state_dict({f'sn1.{name}': value for name, value in official.items()}, strict=True)
+        torch.testing.assert_close(layer.eval()(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_sn_round_trips_and_repr():
+    layer = make(SN2d(4, using_moving_average=False), training=False)
+    x = torch.randn(2, 4, 5, 5, **DOUBLE)
+    fresh = SN2d(4, using_moving_average=False).double().eval()
+    fresh.load_state_dict(layer.state_dict())
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        assert torch.equal(twin(x), layer(x))
+    assert repr(layer) == 'SN2d(4, eps=1e-05, momentum=0.1, mixes=IN+LN+BN, using_moving_average=False)'
+    assert 'mixes=IN+LN, last_gamma=True' in repr(SyncSN(4, using_bn=False, last_gamma=True))
+    assert SN2d(4, last_gamma=True).weight.abs().max() == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 3), c=st.integers(1, 5), h=st.integers(1, 6), w=st.integers(1, 7), last=st.booleans())
+def test_sn_any_shape(n, c, h, w, last):
+    layer = make(SN2d(c), training=n > 1)
+    x = (torch.randn(n, c, h + 1, w + 2, **DOUBLE) + 1)[:, :, 1:, 1:-1]
+    if h * w == 1:  # the reference's unbiased variance does not exist; ours is 0
+        assert layer(x).isfinite().all()
+        return
+    running = None if layer.training else (layer.running_mean, layer.running_var)
+    x_hat, _ = reference.switchable_norm(x, layer.mean_weight, layer.var_weight, running)
+    want = x_hat * layer.weight.reshape(1, -1, 1, 1) + layer.bias.reshape(1, -1, 1, 1)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(x), want, rtol=1e-8, atol=1e-8)
+
+
+def test_sn_low_precision():
+    """bfloat16 activations: error at most 4 x that of torch's GroupNorm, in training and evaluation."""
+    for training in (True, False):
+        layer = make(SN2d(8), training)
+        torch_norm = nn.GroupNorm(4, 8)
+        torch_norm.load_state_dict(dict(weight=layer.weight, bias=layer.bias))
+        low = (torch.randn(3, 8, 11, 13) * 2 + 1).bfloat16()
+        want, their_want = copy.deepcopy(layer)(low.double()), copy.deepcopy(torch_norm).double()(low.double())
+        got, theirs = layer.float()(low), torch_norm.bfloat16()(low)
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - want).abs().max() <= 4 * (theirs.double() - their_want).abs().max()
+
+
+@pytest.mark.parametrize('kind, options, message', [
+    (SN2d, dict(num_features=0), 'SN2d: num_features must be a positive integer, got 0'),
+    (SN2d, dict(momentum=0), r'momentum must be the weight of the new batch, in \(0, 1\], got 0'),
+    (SN3d, dict(momentum=None), 'using_moving_average=False'),
+    (SN1d, dict(momentum=1.5), 'momentum'),
+])  # fmt: skip
+def test_sn_bad_arguments(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**{'num_features': 4, **options})
+
+
+@pytest.mark.parametrize(
+    'kind, shape', [(SN2d, (2, 3, 4, 4)), (SN2d, (2, 4, 4)), (SN1d, (2, 4, 4)), (SN3d, (2, 4, 4, 4))]
+)
+def test_sn_bad_input_changes_nothing(kind, shape):
+    layer = kind(4)
+    with pytest.raises(ValueError, match=rf'{kind.__name__}: input must be {kind.input_dim}-D with num_features=4'):
+        layer(torch.randn(shape))
+    assert layer.num_batches_tracked == 0 and layer.running_mean.abs().max() == 0
+
+
+# --- BNConv and FReLU
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_bn_conv_equals_the_formula(training):
+    layer = make(BNConv(4, k=5), training)
+    x = torch.randn(3, 4, 7, 6, **DOUBLE) * 2 + 1
+    norm = layer.norm
+    mean, var = reference.batch_statistics(x) if training else (norm.running_mean, norm.running_var)
+    y = reference.bnet(x, norm.weight.reshape(-1, 1, 1, 1), norm.bias, mean, var)
+    want = reference.depthwise(y.clamp(min=0), layer.conv.weight, torch.zeros(4, **DOUBLE))
+    torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+    twin = BNConv(4, k=5).double().train(training)
+    twin.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(twin.eval()(x), layer.eval()(x))
+
+
+def test_bn_conv_reads_a_bn_checkpoint_and_costs_what_bnet_costs():
+    bn = reference.randomise(nn.BatchNorm2d(4))
+    layer = BNConv(4, k=3)
+    report = layer.load_state_dict(bn.state_dict(), strict=False)
+    assert report.missing_keys == ['conv.weight'] and not report.unexpected_keys
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(layer.norm.eval()(x), bn.eval()(x))
+    count = [sum(p.numel() for p in m.parameters()) for m in (layer, BNET(4, k=3))]
+    assert count[0] == 4 * 2 + 4 * 9 and count[1] == 4 + 4 * 9
+    with pytest.raises(ValueError, match='BNConv: k must be a positive odd integer, got 2'):
+        BNConv(4, k=2)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_frelu_equals_the_formula(training):
+    layer = make(FReLU(3), training)
+    x = torch.randn(2, 3, 6, 5, **DOUBLE) * 2
+    funnel = reference.depthwise(x, layer.conv.weight, torch.zeros(3, **DOUBLE))
+    mean, var = reference.batch_statistics(funnel) if training else (layer.bn.running_mean, layer.bn.running_var)
+    funnel = reference.bnet(funnel, layer.bn.weight.reshape(-1, 1, 1, 1), layer.bn.bias, mean, var)
+    want = torch.where(funnel > x, funnel, x)
+    torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
+    assert (layer(x) != x).any() and (layer(x) == x).any()
+
+
+def test_frelu_gradcheck():
+    layer = make(FReLU(2), training=False)
+    x = torch.randn(2, 2, 4, 3, requires_grad=True, **DOUBLE)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_frelu_in_act_cfg():
+    """The host tells an activation no channels; they come from the convolution in the same module."""
+    mmcv = pytest.importorskip('mmcv.cnn')
+    module = mmcv.ConvModule(3, 5, 3, norm_cfg=dict(type='BN'), act_cfg=dict(type='FReLU'))
+    assert module.activate.conv.weight.shape == (5, 1, 3, 3)
+    assert any(name == 'activate.bn.weight' for name, _ in module.named_parameters())
+    x = torch.randn(2, 3, 6, 6)
+    before = module.bn.eval()(module.conv(x))
+    torch.testing.assert_close(module(x), torch.maximum(before, module.activate.bn(module.activate.conv(before))))
+
+
+def test_frelu_without_channels_says_so():
+    with pytest.raises(RuntimeError, match='give num_features'):
+        FReLU()(torch.randn(1, 2, 3, 3))
+    with pytest.raises(ValueError, match='kernel_size must be a positive odd integer, got 4'):
+        FReLU(3, kernel_size=4)
