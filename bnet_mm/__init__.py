@@ -12,10 +12,10 @@ from bnet_mm.blocks import watch_blocks
 from bnet_mm.checkpoint.safe_load import register_loaders
 from bnet_mm.frelu import FReLU
 from bnet_mm.norms import BNET, CBN, BNConv, CBNBurnIn, SN1d, SN2d, SN3d, SyncSN
-from bnet_mm.surgery import enhance, restore
+from bnet_mm.surgery import enhance, fold, restore
 
 __version__ = '0.1.0'
-__all__ = ['BNET', 'CBN', 'BNConv', 'FReLU', 'SN1d', 'SN2d', 'SN3d', 'SyncSN', 'enhance', 'restore']
+__all__ = ['BNET', 'CBN', 'BNConv', 'FReLU', 'SN1d', 'SN2d', 'SN3d', 'SyncSN', 'enhance', 'fold', 'restore']
 
 for layer in (BNET, BNConv, CBN, FReLU, SN1d, SN3d, SyncSN):
     MODELS.register_module(module=layer)

@@ -45,7 +45,8 @@ def clear_errors(doing: str) -> Iterator[None]:
         if os.environ.get('BNET_MM_TRACEBACK') == '1':
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        name = '' if isinstance(error, (FileNotFoundError, CheckpointError)) else f'{type(error).__name__}: '
+        says_it_all = isinstance(error, (FileNotFoundError, FileExistsError, CheckpointError))
+        name = '' if says_it_all else f'{type(error).__name__}: '
         raise UserError(f'{doing}: {name}{text.strip()}') from error
 
 

@@ -71,10 +71,7 @@ def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
         FileExistsError: If ``target`` exists.
         CheckpointError: If ``source`` is not a checkpoint with official BNET layers.
     """
-    if os.path.exists(target):
-        raise FileExistsError(f'{target} exists already')
-    if not os.path.isdir(os.path.dirname(target) or '.'):
-        raise FileNotFoundError(f'the folder of {target} does not exist')
+    check_target(target)
     checkpoint = load_checkpoint_file(source, map_location='cpu')
     state_dict = checkpoint.get('state_dict', checkpoint)
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
@@ -89,11 +86,28 @@ def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
     left_out = [name for name in entries if name not in ('state_dict', 'meta')]
     if not result.unmatched:
         meta = {**entries.get('meta', {}), 'converted_from': Path(source).name}
-        temporary = f'{target}.part{os.getpid()}'
-        try:
-            torch.save({'meta': meta, 'state_dict': result.state_dict}, temporary)
-            os.replace(temporary, target)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        write_checkpoint(target, {'meta': meta, 'state_dict': result.state_dict})
     return result, left_out
+
+
+def check_target(path: str) -> None:
+    """Refuse, before any work, a file that exists already or whose folder does not exist.
+
+    Raises:
+        FileExistsError, FileNotFoundError: As said.
+    """
+    if os.path.exists(path):
+        raise FileExistsError(f'{path} exists already')
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise FileNotFoundError(f'the folder of {path} does not exist')
+
+
+def write_checkpoint(path: str, checkpoint: dict) -> None:
+    """Write a checkpoint under a temporary name and move it, so that there never is half a file."""
+    temporary = f'{path}.part{os.getpid()}'
+    try:
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

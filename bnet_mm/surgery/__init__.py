@@ -1,6 +1,7 @@
 """Changing built models: enhance.py (norms to BNET and back), positions.py (which norms), fold.py (for inference)."""
 
 from bnet_mm.surgery.enhance import enhance, restore
+from bnet_mm.surgery.fold import fold
 from bnet_mm.surgery.report import Report
 
-__all__ = ['Report', 'enhance', 'restore']
+__all__ = ['Report', 'enhance', 'fold', 'restore']

@@ -52,7 +52,7 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
         raise ValueError(
             f'enhance: no norm to replace at where={where!r} in {_describe(model, names, wanted, reasons)}'
         )
-    report = Report(model if inplace else copy.deepcopy(model))
+    report = Report('enhanced', model if inplace else copy.deepcopy(model))
     replaced = {}
     for name in chosen:
         norm = report.model.get_submodule(name)
@@ -84,7 +84,7 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
         raise ValueError(f'restore: {type(model).__name__} has no BNET')
     if trained := [name for name, layer in layers.items() if not layer.is_affine()]:
         raise ValueError(f'restore: {len(trained)} BNET layers have taps off the centre, no norm has: {_some(trained)}')
-    report = Report(model if inplace else copy.deepcopy(model))
+    report = Report('restored', model if inplace else copy.deepcopy(model))
     replaced = {}
     for name, layer in layers.items():
         layer = report.model.get_submodule(name)
@@ -184,7 +184,8 @@ def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Mod
     if unknown := sorted(set(bnet) - {'k', 'where', 'dilation'}):
         raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
     model = MODELS.build(dict(type=base, **kwargs))
-    print_log(f'WithBNET: {enhance(model, **bnet).summary()}', logger='current')
+    report = enhance(model, **bnet)
+    print_log(f'WithBNET: {report.summary()} with k={bnet.get("k", 3)}', logger='current')
     for module in model.modules():
         if getattr(module, 'zero_init_residual', False) and not isinstance(module.init_cfg, dict):
             _zero_init_last_norm(module)

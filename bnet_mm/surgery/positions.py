@@ -46,6 +46,10 @@ def _conv_modules(block: nn.Module) -> Names:
     names = [_norm_of_conv_module(block, f'conv{i}') for i in (1, 2, 3)]
     if not names[0] or not names[1]:
         return {}
+    children = dict(block.named_children())
+    between = list(children)[list(children).index('conv1') + 1 : list(children).index('conv2')]
+    if any(is_norm(module) for name in between for module in children[name].modules()):
+        return {}  # a network with stages between its first and last convolution (MobileNetV2)
     return dict(zip('ABC', ([name] for name in names))) if names[2] else dict(A=[names[0]], C=[names[1]])
 
 

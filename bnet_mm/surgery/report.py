@@ -12,20 +12,21 @@ class Report:
     """The result of a change of a model; prints as a readable list.
 
     Attributes:
+        verb: What was done, such as 'enhanced'.
         model: The changed model.
         changed: Name of each changed layer -> what was done, such as 'BatchNorm2d(64) -> BNET-3'.
         kept: Name of each layer of the kind in question that stays as it was -> why.
     """
 
+    verb: str
     model: nn.Module
     changed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line: how many layers were changed, and to what."""
-        results = sorted({done.partition(' -> ')[2] or done for done in self.changed.values()})
+        """One line: how many layers were changed."""
         total = len(self.changed) + len(self.kept)
-        return f'{type(self.model).__name__}: {len(self.changed)} of {total} norms changed ({", ".join(results)})'
+        return f'{self.verb} {len(self.changed)} of {total} norms of {type(self.model).__name__}'
 
     def __str__(self) -> str:
         lines = [self.summary(), *(f'  {name}: {done}' for name, done in self.changed.items())]
@@ -33,5 +34,5 @@ class Report:
         for name, reason in self.kept.items():
             reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
-            lines += [f'not changed ({len(names)}), {reason}:', f'  {", ".join(names)}']
+            lines += [f'not {self.verb} ({len(names)}), {reason}:', f'  {", ".join(names)}']
         return '\n'.join(lines)

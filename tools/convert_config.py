@@ -1,0 +1,118 @@
+"""Write the BNET version of any mm config: python tools/convert_config.py CONFIG -o NEW.py --k 5 --where C
+
+NEW.py inherits from CONFIG (a file, or a name such as mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py) and turns its
+model into the same model with BNET, whose norms are listed. --from-checkpoint BN.pth writes the matching checkpoint,
+NEW.pth, which computes what BN.pth does in the original model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+from bnet_mm.checkpoint.convert import check_target, write_checkpoint
+from bnet_mm.checkpoint.safe_load import load_checkpoint_file
+from bnet_mm.launch import UserError, clear_errors, run_tool
+from bnet_mm.surgery import enhance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', metavar='CONFIG', help='config file, or library::path as in _base_')
+    parser.add_argument('-o', '--out', metavar='NEW.py', required=True, help='config to write; must not exist')
+    parser.add_argument('--k', type=int, default=3, help='size of the depthwise kernel, odd (3)')
+    parser.add_argument('--where', default='C', help="positions (C, AC, ...), 'all', or a regular expression (C)")
+    parser.add_argument('--dilation', type=int, default=1, help='spacing of the taps (1)')
+    parser.add_argument('--from-checkpoint', metavar='BN.pth', help="checkpoint of CONFIG's model; writes NEW.pth")
+    args = parser.parse_args()
+    if not args.out.endswith('.py'):
+        raise UserError(f'-o {args.out}: a config file ends in .py')
+    new_checkpoint = f'{args.out[:-3]}.pth'
+    with clear_errors('nothing was written'):
+        for path in (args.out, new_checkpoint) if args.from_checkpoint else (args.out,):
+            check_target(path)
+    if '::' not in args.config and not os.path.isfile(args.config):
+        raise UserError(f'config {args.config} does not exist')
+
+    base = args.config
+    if '::' not in base:
+        base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.out)))
+    bnet = dict(k=args.k, where=args.where, dilation=args.dilation)
+    temporary = Path(args.out).with_name(f'part{os.getpid()}_{Path(args.out).name}')
+    try:
+        temporary.write_text(f'_base_ = {base!r}\n')
+        with clear_errors(f'config {args.config} cannot be inherited from'):
+            cfg = Config.fromfile(temporary)
+        temporary.write_text(config_text(cfg, args.config, base, bnet))
+        model = build(cfg)
+        with clear_errors('nothing was written'):
+            report = enhance(model, **bnet)
+            Config.fromfile(temporary)
+            if args.from_checkpoint:
+                write_checkpoint(new_checkpoint, converted(args.from_checkpoint, model))
+        os.replace(temporary, args.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(report)
+    print(f'wrote {args.out}' + (f' and {new_checkpoint}' if args.from_checkpoint else ''))
+
+
+def config_text(cfg: Config, title: str, base: str, bnet: dict) -> str:
+    """The new config."""
+    model = cfg.get('model') or {}
+    if not isinstance(model.get('type'), str):
+        raise UserError(f'config {title} has no model with a type')
+    if model['type'] == 'WithBNET':
+        raise UserError(f'config {title} has BNET already (model.type is WithBNET); change model.bnet instead')
+    imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
+    names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
+    imports['imports'] = [*names, *(['bnet_mm'] if 'bnet_mm' not in names else [])]
+    if bnet['dilation'] == 1:
+        bnet = dict(k=bnet['k'], where=bnet['where'])
+    return (
+        f'# {title} with BNET-{bnet["k"]} at {bnet["where"]!r}.\n'
+        f'_base_ = {base!r}\n'
+        f'custom_imports = {_call(imports)}\n'
+        f'model = {_call(dict(type="WithBNET", base=model["type"], bnet=bnet))}\n'
+    )
+
+
+def _call(options: dict) -> str:
+    """A dict as configs write it: dict(k=3, where='C')."""
+    items = (f'{name}={_call(value) if isinstance(value, dict) else repr(value)}' for name, value in options.items())
+    return f'dict({", ".join(items)})'
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of the original config, without reading pretrained weights."""
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with clear_errors(f'the model {cfg.model.type} cannot be built'):
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+            return MODELS.build(cfg.model)
+
+
+def converted(source: str, model: nn.Module) -> dict:
+    """The checkpoint ``source`` in the layout of the enhanced model, complete."""
+    checkpoint = load_checkpoint_file(source, map_location='cpu')
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    report = model.load_state_dict(state_dict, strict=False)
+    missing = [name for name in report.missing_keys if not name.endswith('num_batches_tracked')]
+    if missing:
+        raise UserError(f'{source} lacks {len(missing)} tensors of this model, such as {missing[0]}')
+    if report.unexpected_keys:
+        print(f'not in the model, left out: {", ".join(report.unexpected_keys)}')
+    meta = checkpoint.get('meta', {}) if state_dict is not checkpoint else {}
+    return {'meta': {**meta, 'converted_from': Path(source).name}, 'state_dict': model.state_dict()}
+
+
+if __name__ == '__main__':
+    run_tool(main)
