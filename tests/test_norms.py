@@ -256,6 +256,11 @@ def test_sn_running_statistics(moving):
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 
 
+def test_sn_warns_of_the_official_momentum():
+    with pytest.warns(UserWarning, match='momentum=0.9 is the weight of the new batch.*0.1'):
+        SN2d(4, momentum=0.9)
+
+
 def test_sn_running_mean_follows_batch_norms_rule():
     """The sentence on momentum, pinned: the running mean is BatchNorm2d's with the same momentum."""
     layer, bn = SN2d(3, momentum=0.3), nn.BatchNorm2d(3, momentum=0.3)

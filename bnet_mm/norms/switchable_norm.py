@@ -10,6 +10,7 @@ instead of NaN; and the gradients of SyncSN are right.
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 
 import torch
@@ -61,6 +62,12 @@ class _SwitchableNorm(nn.Module):
             raise ValueError(
                 f'{name}: momentum must be the weight of the new batch, in (0, 1], got {momentum!r}; for the plain '
                 'average of all batches use using_moving_average=False'
+            )
+        if momentum >= 0.9:
+            warnings.warn(
+                f'{name}: momentum={momentum} is the weight of the new batch; the official code states the '
+                'share that is kept: its 0.9 is 0.1 here',
+                stacklevel=2,
             )
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.using_moving_average, self.using_bn, self.last_gamma = using_moving_average, using_bn, last_gamma
