@@ -214,3 +214,45 @@ def test_paramwise_cfg_reaches_the_transform_by_name():
     by_norm = decay(norm_decay_mult=0.0)
     assert {name for name, value in by_norm.items() if value == 0} == {'3.weight', '3.bias'}
     assert decay(bias_decay_mult=0.0)['1.bnconv.bias'] == 0
+
+
+def test_hosts_may_write_to_every_batch_norm():
+    """PIDNet, CenterNet, Conformer fill the weight of every BatchNorm2d, partial_bn freezes it; BNET's has none."""
+    layer = reference.randomise(BNET(4, k=3)).eval()
+    twin, x = copy.deepcopy(layer), torch.randn(2, 4, 5, 6)
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0)
+            nn.init.constant_(module.bias, 7)
+            module.weight.requires_grad = module.bias.requires_grad = False
+    assert isinstance(layer.norm, nn.BatchNorm2d) and torch.equal(layer(x), twin(x))
+    assert list(layer.state_dict()) == list(twin.state_dict()) and all(p.requires_grad for p in layer.parameters())
+    traced = torch.fx.symbolic_trace(nn.Sequential(layer.train()))
+    layer.eval()
+    assert torch.equal(traced(x), twin(x))  # the training flag is not part of the trace
+
+
+def test_mmactions_own_reader_of_torchvision_files(tmp_path):
+    """Its ResNet copies tensor by tensor; through WithBNET a BN file fills BNET as everywhere else."""
+    import_host_models('mmaction')
+    with DefaultScope.overwrite_default_scope('mmaction'):
+        plain = reference.randomise(MODELS.build(dict(type='ResNet', depth=18)))
+        official = {}
+        for key, value in plain.state_dict().items():
+            for i in (1, 2):
+                key = key.replace(f'conv{i}.conv.', f'conv{i}.').replace(f'conv{i}.bn.', f'bn{i}.')
+            official[key.replace('downsample.conv.', 'downsample.0.').replace('downsample.bn.', 'downsample.1.')] = (
+                value
+            )
+        torch.save(official, tmp_path / 'resnet18.pth')
+        cfg = dict(type='WithBNET', base='ResNet', bnet=dict(k=3), depth=18, pretrained=str(tmp_path / 'resnet18.pth'))
+        model = MODELS.build(cfg)
+    model.init_weights()
+    assert isinstance(model.layer1[0].conv2.bn, BNET)
+    x = torch.randn(1, 3, 32, 32)
+    plain.eval(), model.eval()
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    del official['layer1.0.bn2.weight']
+    torch.save(official, tmp_path / 'resnet18.pth')
+    with pytest.raises(RuntimeError, match='bnconv.weight'):
+        model.init_weights()

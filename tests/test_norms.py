@@ -27,6 +27,13 @@ def make(layer, training=True):
     return layer.train(training)
 
 
+def plain_norm(layer):
+    """The norm with an affine that a BNET of six channels holds."""
+    if isinstance(layer.norm, nn.modules.batchnorm._BatchNorm) and type(layer.norm) is not bnet_mm.CBN:
+        return nn.BatchNorm2d(6)
+    return nn.GroupNorm(3, 6) if isinstance(layer.norm, nn.GroupNorm) else type(layer.norm)(6)
+
+
 def normalized(norm, x, training):
     """x_hat of each normaliser by the references."""
     if isinstance(norm, nn.GroupNorm):
@@ -68,9 +75,9 @@ def test_enhanced_norm_gradcheck(norm, training):
 def test_enhanced_norm_starts_as_the_norm(norm):
     """A fresh BNET over a norm equals the fresh norm with its affine, and from_norm keeps any norm's function."""
     layer = BNET(6, k=5, norm=norm)
-    plain = make(type(layer.norm)(*((3, 6) if norm is GN else (6,)))).float()
+    plain = make(plain_norm(layer)).float()
     x = torch.randn(4, 6, 5, 7) * 3 + 1
-    torch.testing.assert_close(layer.eval()(x), type(plain)(*((3, 6) if norm is GN else (6,))).eval()(x))
+    torch.testing.assert_close(layer.eval()(x), plain_norm(layer).eval()(x))
     for training in (True, False):
         untouched = copy.deepcopy(plain).train(training)
         enhanced = BNET.from_norm(plain.train(training), k=3)
@@ -83,7 +90,7 @@ def test_enhanced_norm_starts_as_the_norm(norm):
 @pytest.mark.parametrize('norm', [GN, 'IN', 'SN', 'SyncBN', 'SyncSN', 'CBN'], ids=str)
 def test_enhanced_norm_loads_the_plain_norms_checkpoint(norm):
     layer, fresh = BNET(6, k=3, norm=norm), BNET(6, k=3, norm=norm)
-    plain = make(nn.BatchNorm2d(6) if norm == 'SyncBN' else type(layer.norm)(*((3, 6) if norm is GN else (6,)))).float()
+    plain = make(plain_norm(layer)).float()
     if norm == 'IN':
         plain.affine, plain.weight, plain.bias = True, nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
     layer.load_state_dict(plain.state_dict())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # also what a reverted SyncBatchNorm is
 
@@ -12,8 +14,40 @@ from bnet_mm.norms.cross_iteration_bn import CBN
 from bnet_mm.norms.switchable_norm import SN2d, SyncSN
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
+
+class AffineFreeBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that only normalises, and survives hosts that write to the weight of every BatchNorm2d.
+
+    ``weight`` and ``bias`` read as fresh ones and zeros: filling or freezing them changes nothing, where the None of
+    ``affine=False`` would stop the host (PIDNet, CenterNet, Conformer, ``partial_bn``).
+
+    Args and shapes: As BatchNorm2d, without ``affine``.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine=False, **options)
+        # torch.fx traces through modules that are not torch's own, and would fix the training flag of this one.
+        self.__module__ = nn.BatchNorm2d.__module__
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ('weight', 'bias') and name in self.__dict__.get('_parameters', ()):
+            kind = torch.empty(0) if self.running_mean is None else self.running_mean
+            return kind.new_full((self.num_features,), float(name == 'weight'))
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        tracks, momentum = self.training and self.track_running_stats, self.momentum
+        if tracks:
+            self.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / float(self.num_batches_tracked) if tracks else 0.0
+        statistics = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
+        return F.batch_norm(x, *statistics, None, None, statistics[0] is None or self.training, momentum, self.eps)
+
+
 NORMALIZERS = {
-    'BN': nn.BatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'SN': SN2d,
+    'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'SN': SN2d,
     'SyncSN': SyncSN, 'CBN': CBN,
 }  # fmt: skip
 # The options of BNET itself that each kind takes; the others keep their own defaults.
@@ -48,7 +82,7 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     if 'affine' in cfg:
         raise ValueError('BNET: norm has no affine of its own, got affine; the depthwise transform takes its place')
     cfg['num_channels' if kind == 'GN' else 'num_features'] = num_features
-    if kind != 'SyncBN':
+    if kind not in ('BN', 'SyncBN'):
         cfg['affine'] = False
     try:
         return NORMALIZERS[kind](**cfg)
@@ -83,6 +117,9 @@ def without_affine(norm: nn.Module) -> nn.Module:
         )
     if is_foreign_sync_batch_norm(norm):
         return SyncBatchNorm.from_host(norm)
+    if type(norm).forward is BatchNorm.forward:
+        options = dict(track_running_stats=norm.track_running_stats)
+        return _take_over(AffineFreeBatchNorm2d(norm.num_features, norm.eps, norm.momentum, **options), norm)
     twin = copy.deepcopy(norm)
     twin.weight = twin.bias = None
     twin.affine = False
@@ -92,16 +129,25 @@ def without_affine(norm: nn.Module) -> nn.Module:
 
 
 def with_affine(normalizer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
-    """A copy of ``normalizer`` with this weight (C,) and bias (C,); our SyncBatchNorm becomes torch's."""
-    twin = copy.deepcopy(normalizer)
-    if isinstance(normalizer, SyncBatchNorm):
-        options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats, normalizer.process_group)
-        twin = nn.SyncBatchNorm(normalizer.num_features, *options).train(normalizer.training)
-        for name, value in normalizer.named_buffers():
-            setattr(twin, name, value.clone())
+    """A copy of ``normalizer`` with this weight (C,) and bias (C,); our batch norms become torch's."""
+    torchs = {AffineFreeBatchNorm2d: nn.BatchNorm2d, SyncBatchNorm: nn.SyncBatchNorm}.get(type(normalizer))
+    if torchs:
+        options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats)
+        twin = _take_over(torchs(normalizer.num_features, *options), normalizer)
+        if isinstance(normalizer, SyncBatchNorm):
+            twin.process_group = normalizer.process_group
+    else:
+        twin = copy.deepcopy(normalizer)
+        twin.affine = True
     if isinstance(normalizer, CBN):
         twin.follow_same(normalizer)
-    twin.affine = True
     twin.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
     twin.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     return twin
+
+
+def _take_over(norm: nn.Module, other: nn.Module) -> nn.Module:
+    """Give ``norm`` copies of the running statistics of ``other``, on their device, and its mode."""
+    for name, value in other.named_buffers():
+        setattr(norm, name, value.clone())
+    return norm.train(other.training)

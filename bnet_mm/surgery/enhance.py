@@ -58,7 +58,8 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
         norm = report.model.get_submodule(name)
         if norm not in replaced:
             replaced[norm] = BNET.from_norm(norm, k, dilation)
-        report.changed[name] = f'{_title(norm)} -> BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '')
+        frozen = '' if replaced[norm].bias.requires_grad else ', frozen as it was'
+        report.changed[name] = f'{_title(norm)} -> BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '') + frozen
     for name in names:
         if name not in report.changed:
             report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
@@ -185,11 +186,25 @@ def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Mod
         raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
     model = MODELS.build(dict(type=base, **kwargs))
     report = enhance(model, **bnet)
-    print_log(f'WithBNET: {report.summary()} with k={bnet.get("k", 3)}', logger='current')
+    frozen = sum('frozen' in done for done in report.changed.values())
+    print_log(
+        f'WithBNET: {report.summary()}, k={bnet.get("k", 3)}'
+        + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
+        logger='current',
+    )
     for module in model.modules():
         if getattr(module, 'zero_init_residual', False) and not isinstance(module.init_cfg, dict):
             _zero_init_last_norm(module)
+        if hasattr(module, '_load_bn_params'):  # mmaction's ResNet reads torchvision's files by itself
+            module._load_bn_params = _load_torchvision_norm
     return model
+
+
+def _load_torchvision_norm(norm: nn.Module, state_dict: dict, name: str, loaded_names: list[str]) -> None:
+    """What mmaction's ``ResNet._load_bn_params`` does, by ``load_state_dict``, so that BNET reads a BN layer."""
+    found = {key: value for key, value in state_dict.items() if key.startswith(f'{name}.')}
+    norm.load_state_dict({key[len(name) + 1 :]: value for key, value in found.items()})
+    loaded_names.extend(found)
 
 
 def _zero_init_last_norm(model: nn.Module) -> None:

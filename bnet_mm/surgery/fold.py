@@ -18,13 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from bnet_mm.norms import BNET, CBN
-from bnet_mm.norms.normalizers import is_foreign_sync_batch_norm
+from bnet_mm.norms.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 from bnet_mm.surgery.positions import is_norm
 from bnet_mm.surgery.report import Report
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
-BATCH_NORM_FORWARDS = {BatchNorm.forward, SyncBatchNorm.forward, CBN.forward}
+BATCH_NORM_FORWARDS = {kind.forward for kind in (BatchNorm, AffineFreeBatchNorm2d, SyncBatchNorm, CBN)}
 # Maps for trials: small ones, and larger ones with many divisors for networks that shrink and enlarge them.
 TRIAL_SIZES = {1: [(33,)], 2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
 

@@ -22,7 +22,9 @@ def norm_names(block: nn.Module) -> Names:
     for family in FAMILIES:
         names = family(block)
         if names:
-            return names
+            # A network that calls its stem as blocks call their layers (HRNet, MobileNetV2) is no block.
+            holds_blocks = any(norm_names(child) for child in block.modules() if child is not block)
+            return {} if holds_blocks else names
     return {}
 
 
@@ -43,14 +45,17 @@ def _named_norms(block: nn.Module) -> Names:
 
 def _conv_modules(block: nn.Module) -> Names:
     """``conv1``, ``conv2`` (and ``conv3``) that hold their norms: mmaction's ResNets, Darknet, CSPDarknet."""
-    names = [_norm_of_conv_module(block, f'conv{i}') for i in (1, 2, 3)]
-    if not names[0] or not names[1]:
+    names = {f'conv{i}': _norm_of_conv_module(block, f'conv{i}') for i in (1, 2, 3)}
+    names = {conv: norm for conv, norm in names.items() if norm}
+    if isinstance(block, nn.Sequential) or list(names) not in (['conv1', 'conv2'], ['conv1', 'conv2', 'conv3']):
         return {}
-    children = dict(block.named_children())
-    between = list(children)[list(children).index('conv1') + 1 : list(children).index('conv2')]
-    if any(is_norm(module) for name in between for module in children[name].modules()):
-        return {}  # a network with stages between its first and last convolution (MobileNetV2)
-    return dict(zip('ABC', ([name] for name in names))) if names[2] else dict(A=[names[0]], C=[names[1]])
+    # One after the other, and nothing else beside a shortcut: not YOLO's necks and poolings, not CornerNet's.
+    others = [name for name, child in block.named_children() if name not in (*names, 'downsample', 'shortcut')]
+    channels = [_channels(getattr(block, conv)) for conv in names]
+    in_order = all(before[1] == after[0] for before, after in zip(channels, channels[1:]))
+    if not in_order or any(is_norm(module) for name in others for module in getattr(block, name).modules()):
+        return {}
+    return dict(zip('ABC' if len(names) == 3 else 'AC', ([norm] for norm in names.values())))
 
 
 def _inverted_residuals(block: nn.Module) -> Names:
@@ -89,6 +94,12 @@ def _norm_of_conv_module(block: nn.Module, name: str) -> str | None:
         module, name = module.pointwise_conv, f'{name}.pointwise_conv'
     norm = getattr(module, 'norm_name', None)
     return f'{name}.{norm}' if norm else None
+
+
+def _channels(module: nn.Module) -> tuple[int | None, int | None]:
+    """Input and output channels of a ConvModule or a depthwise separable pair of them."""
+    first, last = getattr(module, 'depthwise_conv', module), getattr(module, 'pointwise_conv', module)
+    return getattr(first, 'in_channels', None), getattr(last, 'out_channels', None)
 
 
 def is_norm(module: nn.Module) -> bool:
