@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: arguments, config, process group, runner, and clear errors."""
+"""What the command-line tools share: arguments, config, model, checkpoint, process group, runner, and clear errors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
 
 from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 
 # What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
 OTHER_KEYS = (
@@ -136,6 +138,43 @@ def _check_option(key: str, cfg: Config) -> None:
         )
     close = difflib.get_close_matches(first, known, n=1)
     raise UserError(f'--cfg-options {key}: there is no {first}' + (f'; did you mean {close[0]}?' if close else ''))
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of the config as the runner builds it, without reading pretrained weights."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with clear_errors(f'the model {cfg.model.type} cannot be built'):
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+            return MODELS.build(cfg.model)
+
+
+def load_complete(model: nn.Module, path: str) -> dict:
+    """Load every tensor of ``model`` from a checkpoint file; what the file holds beyond them is printed.
+
+    Returns:
+        The other entries of the file, such as ``meta``.
+
+    Raises:
+        UserError: If the file cannot be read safely, lacks a tensor, or has one of another shape.
+    """
+    with clear_errors('nothing was written'):
+        checkpoint = load_checkpoint_file(path, map_location='cpu')
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+        try:
+            result = model.load_state_dict(state_dict, strict=False)
+        except CheckpointError:
+            raise
+        except RuntimeError as error:  # torch's list of shapes that differ, below a headline
+            reason = ' '.join(str(error).splitlines()[1:2]).strip()
+            raise CheckpointError(f'{path} is not a checkpoint of this model: {reason}') from error
+    if missing := [name for name in result.missing_keys if not name.endswith('num_batches_tracked')]:
+        some = ', '.join(missing[:4]) + (' ...' if len(missing) > 4 else '')
+        raise UserError(f'{path} lacks {len(missing)} tensors of this model: {some}')
+    if result.unexpected_keys:
+        print(f'not in the model, left out: {", ".join(result.unexpected_keys)}')
+    return {name: value for name, value in checkpoint.items() if 'state_dict' in checkpoint and name != 'state_dict'}
 
 
 def resume_from(cfg: Config, resume: str | None) -> None:

@@ -12,13 +12,9 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import import_modules_from_strings
-from torch import nn
 
 from bnet_mm.checkpoint.convert import check_target, write_checkpoint
-from bnet_mm.checkpoint.safe_load import load_checkpoint_file
-from bnet_mm.launch import UserError, clear_errors, run_tool
+from bnet_mm.launch import UserError, build_model, clear_errors, load_complete, run_tool
 from bnet_mm.surgery import enhance
 
 
@@ -50,12 +46,14 @@ def main() -> None:
         with clear_errors(f'config {args.config} cannot be inherited from'):
             cfg = Config.fromfile(temporary)
         temporary.write_text(config_text(cfg, args.config, base, bnet))
-        model = build(cfg)
+        model = build_model(cfg)
         with clear_errors('nothing was written'):
             report = enhance(model, **bnet)
             Config.fromfile(temporary)
-            if args.from_checkpoint:
-                write_checkpoint(new_checkpoint, converted(args.from_checkpoint, model))
+        if args.from_checkpoint:
+            meta = load_complete(model, args.from_checkpoint).get('meta', {})
+            meta = {**meta, 'converted_from': Path(args.from_checkpoint).name}
+            write_checkpoint(new_checkpoint, {'meta': meta, 'state_dict': model.state_dict()})
         os.replace(temporary, args.out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,31 +85,6 @@ def _call(options: dict) -> str:
     """A dict as configs write it: dict(k=3, where='C')."""
     items = (f'{name}={_call(value) if isinstance(value, dict) else repr(value)}' for name, value in options.items())
     return f'dict({", ".join(items)})'
-
-
-def build(cfg: Config) -> nn.Module:
-    """The model of the original config, without reading pretrained weights."""
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with clear_errors(f'the model {cfg.model.type} cannot be built'):
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-            return MODELS.build(cfg.model)
-
-
-def converted(source: str, model: nn.Module) -> dict:
-    """The checkpoint ``source`` in the layout of the enhanced model, complete."""
-    checkpoint = load_checkpoint_file(source, map_location='cpu')
-    state_dict = checkpoint.get('state_dict', checkpoint)
-    report = model.load_state_dict(state_dict, strict=False)
-    missing = [name for name in report.missing_keys if not name.endswith('num_batches_tracked')]
-    if missing:
-        raise UserError(f'{source} lacks {len(missing)} tensors of this model, such as {missing[0]}')
-    if report.unexpected_keys:
-        print(f'not in the model, left out: {", ".join(report.unexpected_keys)}')
-    meta = checkpoint.get('meta', {}) if state_dict is not checkpoint else {}
-    return {'meta': {**meta, 'converted_from': Path(source).name}, 'state_dict': model.state_dict()}
 
 
 if __name__ == '__main__':
