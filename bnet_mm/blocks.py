@@ -34,9 +34,9 @@ def _prepare_block(block: nn.Module, name: str, layer: nn.Module | None) -> None
         block._register_load_state_dict_pre_hook(_before_loading, with_module=True)
     follower = layer.norm if isinstance(layer, BNET) else layer
     if isinstance(follower, (CBN, FReLU)) and not isinstance(block, BNET):
-        convolution = _convolution_before(block, name)
+        convolution = convolution_before(block, name)
         if convolution:
-            follower.follow(block.get_submodule(convolution))
+            follower.follow_registered(block.get_submodule(convolution))
 
 
 def _before_loading(block: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
@@ -49,7 +49,7 @@ def _before_loading(block: nn.Module, state_dict: StateDict, prefix: str, *_) ->
             move_key(state_dict, key, prefix + new)
     for name, layer in layers.items():
         adapt_bnet_keys(state_dict, f'{prefix}{name}.', layer)
-        conv = _convolution_before(block, name)
+        conv = convolution_before(block, name)
         missing = [key for key in bnet_keys(f'{prefix}{name}.', layer) if key not in state_dict]
         if missing and conv and f'{prefix}{conv}.weight' in state_dict:
             layer_name, official = prefix + name, prefix + name.replace('bn', 'bnet', 1)
@@ -61,7 +61,7 @@ def _before_loading(block: nn.Module, state_dict: StateDict, prefix: str, *_) ->
             )
 
 
-def _convolution_before(block: nn.Module, name: str) -> str | None:
+def convolution_before(block: nn.Module, name: str) -> str | None:
     """Name of the last convolution that was registered in ``block`` before its child ``name``."""
     conv = None
     for child_name, child in block.named_children():

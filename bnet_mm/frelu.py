@@ -35,17 +35,23 @@ class FReLU(nn.Module):
             check_positive_int('FReLU', 'num_features', num_features)
             self._build(num_features)
 
-    def _build(self, num_features: int) -> None:
-        padding = self.kernel_size // 2
+    def _build(self, num_features: int, **options) -> None:
         self.conv = nn.Conv2d(
-            num_features, num_features, self.kernel_size, padding=padding, groups=num_features, bias=False
+            num_features,
+            num_features,
+            self.kernel_size,
+            padding=self.kernel_size // 2,
+            groups=num_features,
+            bias=False,
+            **options,
         )
-        self.bn = nn.BatchNorm2d(num_features)
+        self.bn = nn.BatchNorm2d(num_features, **options)
 
-    def follow(self, convolution: nn.Module) -> None:
-        """Take the number of channels from the convolution before."""
-        if self.conv is None:
-            self._build(convolution.out_channels)
+    def follow_registered(self, convolution: nn.Module) -> None:
+        """Take the number of channels from the convolution that was registered before this activation."""
+        if self.conv is None and hasattr(convolution, 'out_channels'):
+            weight = convolution.weight
+            self._build(convolution.out_channels, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is None:

@@ -54,15 +54,18 @@ def test_bnet(conv, k, dilation):
 
 
 def test_other_dimensions_and_linear():
-    for conv, norm, shape in [
-        (nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), (2, 3, 9)), (nn.Conv3d(3, 4, 2), nn.BatchNorm3d(4), (2, 3, 4, 5, 4)),
-        (nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), (5, 3)),
-    ]:  # fmt: skip
-        net = randomised(nn.Sequential(conv, norm))
-        x = torch.randn(shape, **DOUBLE)
-        want = net(x)
-        assert list(bnet_mm.fold(net).changed) == ['1'] and type(net[1]) is nn.Identity
-        torch.testing.assert_close(net(x), want)
+    """3-D convolutions fold. BatchNorm1d may normalise another dimension than the one that a Linear has its rows in."""
+    net = randomised(nn.Sequential(nn.Conv3d(3, 4, 2), nn.BatchNorm3d(4)))
+    x = torch.randn(2, 3, 4, 5, 4, **DOUBLE)
+    want = net(x)
+    assert list(bnet_mm.fold(net).changed) == ['1'] and type(net[1]) is nn.Identity
+    torch.testing.assert_close(net(x), want)
+    for net in (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)),
+    ):
+        report = bnet_mm.fold(randomised(net))
+        assert not report.changed and 'before it is no 2-D or 3-D convolution' in report.kept['1']
 
 
 def test_batch_norms_without_affine_and_other_normalisers():
@@ -100,8 +103,10 @@ class Other(nn.Module):
     def __init__(self, how):
         super().__init__()
         self.how, self.conv, self.bn = how, nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        if how == 'two inputs':
+            self.forward = lambda x, skip=None: self.bn(self.conv(x) + skip)
 
-    def forward(self, x, *more):
+    def forward(self, x):
         if self.how == 'after':
             return self.bn(self.conv(x))
         if self.how == 'before':
@@ -109,15 +114,24 @@ class Other(nn.Module):
         if self.how == 'relu between':
             return self.bn(self.conv(x).relu())
         if self.how == 'both':
-            return self.conv(x) + self.bn(self.conv(x))
-        if self.how == 'dict':
-            return {'y': self.bn(self.conv(x))}
-        return self.bn(self.conv(x)) + more[0]
+            y = self.conv(x)
+            return y + self.bn(y)
+        if self.how == 'twice':
+            return self.bn(self.conv(self.bn(self.conv(x))))
+        if self.how == 'small branch':
+            return x + 1e-3 * self.bn(self.conv(x).relu())
+        if self.how == 'dead in the trial':
+            return (self.bn(self.conv(x) ** 2) - 1e4).relu()
+        if self.how == 'nothing':
+            return self.bn(self.conv(x))[:, :, :0]
+        return {'y': self.bn(self.conv(x))}
 
 
 @pytest.mark.parametrize('how, message', [
     ('after', ''), ('before', 'does not apply it directly'), ('relu between', 'does not apply it directly'),
-    ('both', 'does not apply it directly'), ('two inputs', 'cannot be tried on a map'), ('dict', 'cannot be tried'),
+    ('both', 'uses the convolution besides it'), ('twice', 'does not apply it directly'),
+    ('small branch', 'does not apply it directly'), ('dead in the trial', 'does not apply it directly'),
+    ('two inputs', 'does not take one map alone'), ('dict', 'cannot be tried'), ('nothing', 'cannot be tried'),
 ])  # fmt: skip
 def test_unknown_modules_are_tried(how, message):
     """Registered next to each other is not yet used one after the other; what differs is undone and reported."""
@@ -158,8 +172,41 @@ def test_what_cannot_be_folded_is_said():
     assert torch.equal(net(x), want) and not report.changed
     several, hooks = 'used in several places', 'hooks or a parametrization'
     parts = [several, several, several, hooks, hooks, 'no convolution directly before it', 'forward of its own']
+    assert len(report.kept) == len(parts) == 7
     for (name, reason), part in zip(report.kept.items(), parts, strict=True):
         assert part in reason, name
+
+
+def test_hooks_inside_bnet_are_kept():
+    net = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), BNET(4), nn.Conv2d(4, 4, 1), BNET(4)))
+    net[1].norm.register_forward_hook(lambda module, inputs, output: output * 2)
+    nn.utils.parametrizations.weight_norm(net[3].bnconv)
+    x = torch.randn(2, 3, 5, 5, **DOUBLE)
+    want = net(x)
+    report = bnet_mm.fold(net)
+    assert set(report.kept) == {'1', '3'} and torch.equal(net(x), want)
+
+
+class Peeking(nn.Module):
+    """Holds a sequence, and looks inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.layers(x) + self.layers[0](x)
+
+
+def test_inputs_show_what_no_module_tells():
+    """Sequential and ConvModule are taken at their word; with inputs the whole model is compared."""
+    x = torch.randn(2, 3, 5, 5, **DOUBLE)
+    with pytest.raises(ValueError, match='does not compute the same on inputs'):
+        bnet_mm.fold(randomised(Peeking()), inputs=(x,))
+    net = randomised(nn.Sequential(Peeking().layers, BNET(4)))
+    want = net(x)
+    assert list(bnet_mm.fold(net, inputs=(x,)).changed) == ['0.1']
+    torch.testing.assert_close(net(x), want)
 
 
 def test_training_mode_is_refused():

@@ -140,7 +140,9 @@ def test_norms_in_norm_cfg():
     (dict(norm='GN'), 'num_groups'),
     (dict(norm=dict(type='GN', groups=2)), "norm='GN'.*groups"),
     (dict(norm=dict(type='GN', num_groups=4)), 'divisible by num_groups'),
-    (dict(norm=dict(type='BN', affine=True)), 'no affine of its own'),
+    (dict(norm=dict(type='BN', affine=True)), 'norm takes no affine'),
+    (dict(norm=dict(type='BN', num_features=4)), 'norm takes no num_features'),
+    (dict(norm=None), 'norm must be one of .*got None'),
     (dict(norm='IN', momentum=0.2), "momentum=0.2 has no meaning for norm='IN'"),
     (dict(norm='SN', track_running_stats=False), 'track_running_stats=False has no meaning'),
 ])  # fmt: skip
@@ -336,6 +338,29 @@ def test_sn_low_precision():
         got, theirs = layer.float()(low), torch_norm.bfloat16()(low)
         assert got.dtype == torch.bfloat16
         assert (got.double() - want).abs().max() <= 4 * (theirs.double() - their_want).abs().max()
+
+
+def test_sn_empty_batches_and_single_samples():
+    for kind, shape in [(SN2d, (0, 4, 3, 3)), (SN1d, (0, 4)), (SN3d, (0, 4, 2, 2, 2)), (SyncSN, (0, 4, 3, 3))]:
+        layer = kind(4)
+        before = copy.deepcopy(layer.state_dict())
+        assert layer(torch.randn(shape)).shape == shape
+        assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+    with pytest.raises(ValueError, match='SN1d: input must have more than one sample in training mode'):
+        SN1d(4)(torch.randn(1, 4))
+    layer = SN2d(4)
+    layer(torch.randn(2, 4, 3, 3))
+    layer.load_state_dict({'weight': torch.ones(4)}, strict=False)
+    assert layer.num_batches_tracked == 1
+
+
+def test_sn_large_means_do_not_cancel():
+    """float32 at |mean| / std = 1000: as near to float64 as BatchNorm2d is, to a small factor."""
+    layer, bn = SN2d(4), nn.BatchNorm2d(4)
+    x = torch.randn(4, 4, 16, 16) + 1000
+    error = (layer(x).double() - copy.deepcopy(layer).double()(x.double())).abs().max()
+    theirs = (bn(x).double() - copy.deepcopy(bn).double()(x.double())).abs().max()
+    assert error <= 10 * theirs
 
 
 @pytest.mark.parametrize('kind, options, message', [

@@ -18,7 +18,7 @@ from paths import REPO
 from torch import nn
 
 import bnet_mm
-from bnet_mm import BNET, CBN, SN2d
+from bnet_mm import BNET, CBN, BNConv, FReLU, SN2d
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
 
@@ -92,6 +92,7 @@ def test_every_norm(norm):
     net[4].bn3.eval()
     if net[3].bn3.weight is not None:
         net[3].bn3.weight.requires_grad_(False)
+        net[3].bn3.bias.requires_grad_(False)
     twin = copy.deepcopy(net)
     bnet_mm.enhance(net, k=3)
     assert [net[i].bn3.norm.training for i in (3, 4)] == [True, False]
@@ -120,6 +121,30 @@ def test_what_cannot_be_replaced_is_reported():
     with pytest.raises(ValueError, match="where='head', in|where='head' in ModuleDict, whose norms are plain, scaled"):
         bnet_mm.enhance(net, where='head')
     assert list(again) == list(net.state_dict())
+
+
+def test_what_would_be_lost_is_left_alone():
+    """Hooks, subclasses (frozen statistics), norms of other dimensions; requires_grad of weight and bias apart."""
+
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    net = nn.ModuleDict(
+        dict(hooked=nn.BatchNorm2d(4), frozen=Frozen(4), cube=nn.Sequential(nn.Conv3d(3, 4, 1), nn.SyncBatchNorm(4)),
+             ours=BNConv(4), funnel=FReLU(4), bias=nn.BatchNorm2d(4), sn=SN2d(4))
+    )  # fmt: skip
+    net['hooked'].register_forward_hook(lambda module, inputs, output: output * 2)
+    net['bias'].bias.requires_grad_(False)
+    net['sn'].mean_weight.requires_grad_(False)
+    report = bnet_mm.enhance(net, where='all')
+    assert set(report.changed) == {'bias', 'sn'} and set(report.kept) == {'hooked', 'frozen', 'cube.1'}
+    assert [p.requires_grad for p in (net['bias'].bnconv.weight, net['bias'].bnconv.bias)] == [True, False]
+    frozen = {name for name, p in net['sn'].named_parameters() if not p.requires_grad}
+    assert frozen == {'norm.mean_weight'}
+    double = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4)).double()
+    bnet_mm.enhance(double, where='all')
+    assert double[1].bnconv.weight.dtype == torch.float64
 
 
 def test_optimizer_ema_and_ddp_after_enhancing(tmp_path):

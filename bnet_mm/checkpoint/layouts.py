@@ -59,8 +59,8 @@ def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
 
 def bnet_keys(prefix: str, layer: nn.Module) -> list[str]:
     """The keys that a BNET ``layer`` called ``prefix`` (with the final dot) must find to be loaded completely."""
-    # What the normaliser cannot do without: not its counter, and not the history of CBN, which BN checkpoints lack.
-    needed = [name for name in layer.norm.state_dict() if name != 'num_batches_tracked' and 'past_' not in name]
+    own = [*layer.norm.named_parameters(), *layer.norm.named_buffers()]
+    needed = [name for name, _ in own if name != 'num_batches_tracked']
     return [prefix + 'bnconv.weight', prefix + 'bnconv.bias', *(f'{prefix}norm.{name}' for name in needed)]
 
 
@@ -70,9 +70,10 @@ def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> Non
     Raises:
         CheckpointError: If the kernel in the checkpoint does not fit the layer.
     """
-    for name in layer.norm.state_dict():
-        if prefix + name in state_dict:
-            move_key(state_dict, prefix + name, f'{prefix}norm.{name}')
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        if '.' not in name and name not in ('weight', 'bias'):
+            move_key(state_dict, key, f'{prefix}norm.{name}')
     taps = prefix + 'bnconv.weight'
     if taps not in state_dict and prefix + 'weight' in state_dict:
         state_dict[taps] = _as_kernel(state_dict.pop(prefix + 'weight'), prefix)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
 from bnet_mm.norms.arguments import check_positive_int
+from bnet_mm.norms.cross_iteration_bn import CBN
 from bnet_mm.norms.normalizers import build_normalizer, is_foreign_sync_batch_norm, with_affine, without_affine
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
@@ -78,7 +79,7 @@ class BNET(nn.Module):
 
     The convolution has stride 1 and pads with zeros after the normalisation, so that border pixels see the mean.
     ``k=1`` is plain BN. Statistics, running buffers and ``num_batches_tracked`` are the normaliser's own; whether batch
-    or running statistics are used follows ``self.norm.training``, the flag that ``norm_eval=True`` sets.
+    or running statistics are used follows ``self.norm.training``, the flag that ``norm_eval=True`` sets in batch norms.
 
     Args:
         num_features: Number of channels C.
@@ -145,8 +146,9 @@ class BNET(nn.Module):
                 layer.bnconv.centre_tap().copy_(norm.weight)
             if norm.bias is not None:
                 layer.bnconv.bias.copy_(norm.bias)
-        if norm.weight is not None:
-            layer.requires_grad_(norm.weight.requires_grad)
+        for name in ('weight', 'bias'):
+            if getattr(norm, name) is not None:
+                getattr(layer.bnconv, name).requires_grad_(getattr(norm, name).requires_grad)
         layer.training = layer.bnconv.training = norm.training
         return layer
 
@@ -169,7 +171,7 @@ class BNET(nn.Module):
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
         if name == 'norm' and is_foreign_sync_batch_norm(module):
-            module = SyncBatchNorm.from_host(module)
+            module = self.norm if isinstance(self.norm, CBN) else SyncBatchNorm.from_host(module)
         super().add_module(name, module)
 
     @property

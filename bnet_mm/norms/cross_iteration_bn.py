@@ -21,25 +21,29 @@ from bnet_mm.norms.arguments import check_positive_int
 from bnet_mm.norms.sync_batch_norm import update_running_statistics
 
 # One entry per past forward pass, newest first. Shapes (T, C) for the first two, (T, *weight.shape) for the others.
-HISTORY = ('past_mean', 'past_mean_square', 'past_weight', 'past_mean_slope', 'past_mean_square_slope')
+# Tensors of the state dict, but no buffers: their length changes, and moving averages of models, DDP and the like
+# copy buffers between processes and models.
+HISTORY = ('past_mean', 'past_var', 'past_weight', 'past_mean_slope', 'past_var_slope')
 
 
 class CBN(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the last ``buffer_num`` iterations and the present one.
 
-    A past mean and mean square are moved to the present weights w of the convolution (or linear layer) before this
+    A past mean mu and mean square nu are moved to the present weight w of the convolution (or linear layer) before this
     norm, to first order, per output channel c (paper, eqs. 7 to 10)::
 
-        mean_c' = mean_c + <d mean_c / d w_c, w_c - w_c(then)>
+        mu_c' = mu_c + <d mu_c / d w_c, w_c - w_c(then)>, and likewise nu_c'
 
-    and are averaged with the present ones; the variance is the average mean square less the squared average mean.
-    Running statistics take the present batch only. Plain batch norm is used during burn-in, in evaluation, and where
-    the input needs no gradient.
+    and are averaged with the present ones; the variance is the average nu less the square of the average mu. (Kept are
+    mu and the variance v: nu' - mu'^2 = v + <dv/dw, change> - <dmu/dw, change>^2 does not cancel.) Running statistics
+    take the present batch only. Plain batch norm is used during burn-in, in evaluation, and where the input needs no
+    gradient.
 
     The convolution is the one that the module that holds this layer registered before it (as in ``ConvModule``); for
     another one call :meth:`follow`. Each forward pass in training is one iteration: with gradient accumulation, passes
-    with the same weights are combined without compensation, since none is needed. Processes keep their own history; a
-    checkpoint holds that of the first.
+    with the same weights are combined without compensation, since none is needed. Changes of the convolution's bias are
+    not compensated. Processes keep their own history; a checkpoint holds that of the first. ``convert_sync_batchnorm``
+    (the runner's ``sync_bn``) makes a SyncBatchNorm of this layer, as of any batch norm; inside BNET it stays CBN.
 
     Args:
         num_features: Number of channels C.
@@ -53,14 +57,9 @@ class CBN(nn.modules.batchnorm._BatchNorm):
 
     Raises:
         ValueError: For arguments outside these.
-        RuntimeError: In training, if ``burnin`` is set and nobody tells the epoch, or if there is no convolution.
+        RuntimeError: In training, if ``burnin`` is set and nobody tells the epoch, if there is no convolution, or under
+            activation checkpointing (``with_cp``), which would count each iteration twice.
     """
-
-    past_mean: Tensor
-    past_mean_square: Tensor
-    past_weight: Tensor
-    past_mean_slope: Tensor
-    past_mean_square_slope: Tensor
 
     def __init__(
         self,
@@ -83,8 +82,8 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         self.buffer_num, self.burnin = buffer_num, burnin
         self._epoch: float | None = None
         self._convolution: tuple[nn.Module, ...] = ()  # in a tuple, so that it does not become a child
-        for name in HISTORY:
-            self.register_buffer(name, torch.empty(0, device=device, dtype=dtype))
+        self._chosen = False
+        self._history: dict[str, Tensor] = {}
 
     def follow(self, convolution: nn.Module) -> None:
         """Compensate for the changes of this layer's weight, which must be (num_features, ...).
@@ -92,17 +91,24 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         Raises:
             ValueError: If the weight has another number of output channels, or is that of a transposed convolution.
         """
-        outputs = len(convolution.weight)
-        if outputs != self.num_features or getattr(convolution, 'transposed', False):
+        if not self._fits(convolution):
             raise ValueError(
                 f'CBN: the layer before must have a weight ({self.num_features}, ...), one row per output channel, '
                 f'got {convolution}'
             )
-        self._convolution = (convolution,)
+        self._convolution, self._chosen = (convolution,), True
+
+    def follow_registered(self, convolution: nn.Module) -> None:
+        """Follow the convolution that was registered before this layer, if it fits and nobody chose another."""
+        if not self._chosen and self._fits(convolution):
+            self._convolution = (convolution,)
 
     def follow_same(self, other: CBN) -> None:
-        """Compensate for the same layer as ``other``, of which this is a copy."""
-        self._convolution = other._convolution
+        """Follow the convolution of ``other``, of which this is a copy."""
+        self._convolution, self._chosen = other._convolution, other._chosen
+
+    def _fits(self, convolution: nn.Module) -> bool:
+        return len(convolution.weight) == self.num_features and not getattr(convolution, 'transposed', False)
 
     def set_epoch(self, epoch: float) -> None:
         """Tell how many epochs of training are done, for ``burnin``."""
@@ -115,21 +121,16 @@ class CBN(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self._uses_history(x):
             return super().forward(x)
-        self._check_input_dim(x)
         dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1]
-        if count < 2:
-            raise ValueError(f'CBN: input must have more than one value per channel, got shape {tuple(x.shape)}')
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(wide, dims, correction=0)
-        mean_square = var + mean.square()
-        all_means, all_squares = self._join_past(mean, mean_square)
-        valid = all_squares.detach() >= all_means.detach().square()
-        valid[0] = True  # the present one, whatever rounding says
+        means, variances = self._join_past(mean, var)
+        valid = variances.detach() >= 0
         number = valid.sum(0)
-        joint_mean = all_means.where(valid, 0.0).sum(0) / number
-        joint_var = (all_squares.where(valid, 0.0).sum(0) / number - joint_mean.square()).clamp_min(0)
-        self._remember(mean, mean_square, count)
+        joint_mean = means.where(valid, 0.0).sum(0) / number
+        joint_var = (variances + (means - joint_mean).square()).where(valid, 0.0).sum(0) / number
+        self._remember(mean, var, count)
         if self.track_running_stats:
             update_running_statistics(self, mean, var * (count / (count - 1)))
         scale = (joint_var + self.eps).rsqrt()
@@ -139,7 +140,10 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
 
     def _uses_history(self, x: Tensor) -> bool:
+        self._check_input_dim(x)
         if not (self.training and x.requires_grad and torch.is_grad_enabled() and self.buffer_num):
+            return False
+        if x.numel() <= x.shape[1]:  # empty, or one value per channel: as batch norm has it
             return False
         if self.burnin and self._epoch is None:
             raise RuntimeError(
@@ -153,46 +157,56 @@ class CBN(nn.modules.batchnorm._BatchNorm):
                 'CBN: no convolution is known before this layer; put it into a module after its convolution (as '
                 'ConvModule and nn.Sequential do), or call follow(convolution)'
             )
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            raise RuntimeError('CBN: activation checkpointing (with_cp) runs it twice in an iteration; switch it off')
         return True
 
-    def _join_past(self, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
-        """The present statistics and the compensated past ones, (T + 1, C) each."""
-        past = self.past_mean[: self.buffer_num]
-        if not len(past):
-            return mean[None], mean_square[None]
-        change = (self._convolution[0].weight.detach() - self.past_weight).flatten(2)
-        means = past + (self.past_mean_slope.flatten(2) * change).sum(2)
-        squares = self.past_mean_square + (self.past_mean_square_slope.flatten(2) * change).sum(2)
-        return torch.cat([mean[None], means]), torch.cat([mean_square[None], squares])
+    def _join_past(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances of the present and of the compensated past iterations, (T + 1, C) each."""
+        if not self._history:
+            return mean[None], var[None]
+        past = {name: value[: self.buffer_num].to(mean) for name, value in self._history.items()}
+        change = (self._convolution[0].weight.detach() - past['past_weight']).flatten(2)
+        mean_change = (past['past_mean_slope'].flatten(2) * change).sum(2)
+        var_change = (past['past_var_slope'].flatten(2) * change).sum(2) - mean_change.square()
+        means = torch.cat([mean[None], past['past_mean'] + mean_change])
+        return means, torch.cat([var[None], past['past_var'] + var_change])
 
-    def _remember(self, mean: Tensor, mean_square: Tensor, count: int) -> None:
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Put the present iteration in front of the history and drop the oldest."""
         weight = self._convolution[0].weight
         if weight.requires_grad:
             # Channel c's statistics depend on row c of the weight only, so the gradient of their sum holds them all.
             # The power of two keeps float16 from underflow (1 / count) and from overflow (sums over count values).
             factor = 2.0 ** round(math.log2(count) / 2)
-            try:
-                (slope,) = torch.autograd.grad(mean.sum() * factor, weight, retain_graph=True)
-                (square_slope,) = torch.autograd.grad(mean_square.sum() * factor, weight, retain_graph=True)
-            except RuntimeError as error:
+            options = dict(retain_graph=True, allow_unused=True)
+            (slope,) = torch.autograd.grad(mean.sum() * factor, weight, **options)
+            (var_slope,) = torch.autograd.grad(var.sum() * factor, weight, **options)
+            if slope is None:
                 raise RuntimeError(
                     f'CBN: the input does not come from the convolution that was registered before this layer, '
                     f'{self._convolution[0]}; name the right one with follow(convolution)'
-                ) from error
-            slope, square_slope = slope / factor, square_slope / factor
+                )
+            slope, var_slope = slope / factor, var_slope / factor
         else:  # a frozen weight does not change
-            slope = square_slope = torch.zeros_like(weight)
-        present = (mean.detach(), mean_square.detach(), weight.detach(), slope, square_slope)
-        for name, value in zip(HISTORY, present):
-            past = getattr(self, name)
-            value = value[None].to(past.dtype)
-            setattr(self, name, torch.cat([value, past[: self.buffer_num - 1]]) if len(past) else value.clone())
+            slope = var_slope = torch.zeros_like(weight)
+        for name, value in zip(HISTORY, (mean, var, weight, slope, var_slope)):
+            value, past = value.detach()[None].to(mean.dtype), self._history.get(name)
+            kept = [] if past is None else [past[: self.buffer_num - 1].to(value)]
+            self._history[name] = torch.cat([value, *kept])
+
+    def _apply(self, fn, *args, **kwargs):
+        self._history = {name: fn(value) for name, value in self._history.items()}
+        return super()._apply(fn, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: value for name, value in self._history.items()})
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in HISTORY:  # of any length; a BN checkpoint has none
-            value = state_dict.setdefault(prefix + name, torch.empty(0))
-            setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        history = {name: state_dict.pop(prefix + name) for name in HISTORY if prefix + name in state_dict}
+        if history or prefix + 'running_mean' in state_dict:  # a BN checkpoint has none, and starts a new one
+            self._history = {name: value.clone() for name, value in history.items()}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # also what a reverted SyncBatchNorm is
 
 from bnet_mm.norms.cross_iteration_bn import CBN
 from bnet_mm.norms.switchable_norm import SN2d, SyncSN
@@ -67,7 +66,7 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     Raises:
         ValueError: For an unknown type or option, or an option of BNET that this type would ignore.
     """
-    cfg = dict(type=cfg) if isinstance(cfg, str) else dict(cfg)
+    cfg = dict(cfg) if isinstance(cfg, dict) else dict(type=cfg)
     kind = cfg.pop('type', None)
     if kind not in NORMALIZERS:
         raise ValueError(
@@ -79,14 +78,15 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
         elif options[name] != default:
             raise ValueError(f'BNET: {name}={options[name]!r} has no meaning for norm={kind!r}')
     cfg.setdefault('eps', options['eps'])
-    if 'affine' in cfg:
-        raise ValueError('BNET: norm has no affine of its own, got affine; the depthwise transform takes its place')
+    for name in ('affine', 'num_features', 'num_channels'):
+        if name in cfg:
+            raise ValueError(f'BNET: norm takes no {name}: BNET has the channels and, in its place, the affine')
     cfg['num_channels' if kind == 'GN' else 'num_features'] = num_features
     if kind not in ('BN', 'SyncBN'):
         cfg['affine'] = False
     try:
         return NORMALIZERS[kind](**cfg)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f'BNET: norm={kind!r}: {error}') from error
 
 
@@ -96,12 +96,9 @@ def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
 
 
 def can_be_normalizer(norm: nn.Module) -> bool:
-    """Whether BNET can hold this norm: one of the kinds above, and no subclass that does more in its forward."""
-    if is_foreign_sync_batch_norm(norm):
-        return True
-    kinds = [kind for kind in (BatchNorm, *NORMALIZERS.values()) if isinstance(norm, kind)]
-    other_dims = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm3d))
-    return not other_dims and any(type(norm).forward is kind.forward for kind in kinds)
+    """Whether BNET can hold this norm: exactly one of these kinds. A subclass may do more than normalise."""
+    kinds = (nn.BatchNorm2d, *NORMALIZERS.values())
+    return type(norm) in kinds or type(norm).__name__ == '_BatchNormXd' or is_foreign_sync_batch_norm(norm)
 
 
 def without_affine(norm: nn.Module) -> nn.Module:
@@ -113,11 +110,11 @@ def without_affine(norm: nn.Module) -> nn.Module:
     if not can_be_normalizer(norm):
         raise ValueError(
             f'BNET: norm must be one of {", ".join(kind.__name__ for kind in NORMALIZERS.values())}, and not a '
-            f'subclass with a forward of its own, got {type(norm).__name__}'
+            f'subclass, which may do more, got {type(norm).__name__}'
         )
     if is_foreign_sync_batch_norm(norm):
         return SyncBatchNorm.from_host(norm)
-    if type(norm).forward is BatchNorm.forward:
+    if type(norm) is nn.BatchNorm2d or type(norm).__name__ == '_BatchNormXd':  # a reverted SyncBatchNorm
         options = dict(track_running_stats=norm.track_running_stats)
         return _take_over(AffineFreeBatchNorm2d(norm.num_features, norm.eps, norm.momentum, **options), norm)
     twin = copy.deepcopy(norm)

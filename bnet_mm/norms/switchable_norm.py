@@ -121,27 +121,26 @@ class _SwitchableNorm(nn.Module):
         """Means and variances of each kind, of shapes that broadcast to (N, C)."""
         pixels = x[0, 0].numel() if x.numel() else 1
         var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=1 if pixels > 1 else 0)
-        square = var_in + mean_in.square()
+        # Variances within instances plus the variance of their means, not a difference of squares, which would cancel.
         mean_ln = mean_in.mean(1, keepdim=True)
-        var_ln = square.mean(1, keepdim=True) - mean_ln.square()
+        var_ln = (var_in + (mean_in - mean_ln).square()).mean(1, keepdim=True)
         if not self.using_bn:
             return [mean_in, mean_ln], [var_in, var_ln]
-        mean_bn, var_bn = self._batch_statistics(mean_in, square)
+        if not self.training:
+            return [mean_in, mean_ln, self.running_mean[None]], [var_in, var_ln, self.running_var[None]]
+        count = self._sum(mean_in.new_tensor([[len(x)]]))
+        mean_bn = self._sum(mean_in.sum(0, keepdim=True)) / count
+        var_bn = self._sum((var_in + (mean_in - mean_bn).square()).sum(0, keepdim=True)) / count
+        self._track(mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
 
-    def _batch_statistics(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (1, C) of the batch, from the instances' mean and mean square (N, C)."""
-        if not self.training:
-            return self.running_mean[None], self.running_var[None]
-        mean, mean_square = self._average(mean_in, square)
-        var = mean_square - mean.square()
-        self._track(mean.detach()[0], var.detach()[0])
-        return mean, var
-
-    def _average(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        return mean_in.mean(0, keepdim=True), square.mean(0, keepdim=True)
+    def _sum(self, x: Tensor) -> Tensor:
+        """The sum over whatever shares batch statistics with this process."""
+        return x
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
+        if not mean.isfinite().all():  # of an empty batch
+            return
         self.num_batches_tracked.add_(1)
         if self.using_moving_average:
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -159,7 +158,7 @@ class _SwitchableNorm(nn.Module):
             if value is not None and value.numel() == self.num_features == value.shape.numel() and value.dim() > 1:
                 state_dict[prefix + name] = value.flatten()
         if self.using_bn:  # the official files have no counter
-            state_dict.setdefault(prefix + 'num_batches_tracked', torch.tensor(0))
+            state_dict.setdefault(prefix + 'num_batches_tracked', self.num_batches_tracked)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -187,6 +186,8 @@ class SN1d(_SwitchableNorm):
             return [mean_ln], [var_ln]
         mean_bn, var_bn = self.running_mean[None], self.running_var[None]
         if self.training:
+            if len(x) == 1:
+                raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
             var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
             self._track(mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_ln, mean_bn], [var_ln, var_bn]
@@ -207,10 +208,5 @@ class SN3d(_SwitchableNorm):
 class SyncSN(SN2d):
     """SN2d whose batch statistics are those of the joined batch of all processes, of any sizes."""
 
-    def _average(self, mean_in: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        if world_size(None) == 1:
-            return super()._average(mean_in, square)
-        count = mean_in.new_tensor([len(mean_in)])
-        sums = SumOverProcesses.apply(torch.cat([mean_in.sum(0), square.sum(0), count]), dist.group.WORLD)
-        mean, mean_square = (sums[:-1] / sums[-1]).view(2, 1, -1)
-        return mean, mean_square
+    def _sum(self, x: Tensor) -> Tensor:
+        return x if world_size(None) == 1 else SumOverProcesses.apply(x, dist.group.WORLD)

@@ -54,16 +54,17 @@ class _NormalizeOverProcesses(torch.autograd.Function):
         gathered = local.new_empty(world_size(group), local.numel())
         dist.all_gather(list(gathered), local, group=group)
         means, variances, counts = gathered.split([x.shape[1], x.shape[1], 1], dim=1)
-        share = counts / counts.sum()
+        total = counts.sum()
+        share = counts / total
         mean = (share * means).sum(0)
         # Deviations of the processes' means, not a difference of squares, which would cancel.
         var = (share * (variances + (means - mean).square())).sum(0)
         rstd = (var + eps).rsqrt()
         ctx.group, ctx.dims, ctx.shape = group, dims, shape
-        ctx.save_for_backward(x, mean, rstd, counts.sum())
+        ctx.save_for_backward(x, mean, rstd, total)
         x_hat = ((wide - mean.view(shape)) * rstd.view(shape)).to(x.dtype)
-        ctx.mark_non_differentiable(mean, var, counts)
-        return x_hat, mean, var, counts.sum()
+        ctx.mark_non_differentiable(mean, var, total)
+        return x_hat, mean, var, total
 
     @staticmethod
     @once_differentiable

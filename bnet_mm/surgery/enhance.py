@@ -15,9 +15,11 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from bnet_mm.norms import BNET
+from bnet_mm.blocks import convolution_before
+from bnet_mm.frelu import FReLU
+from bnet_mm.norms import BNET, BNConv
 from bnet_mm.norms.normalizers import can_be_normalizer
-from bnet_mm.surgery.positions import POSITIONS, is_norm, norm_names
+from bnet_mm.surgery.positions import POSITIONS, has_hooks, is_norm, norm_names
 from bnet_mm.surgery.report import Report
 
 Where = Union[str, re.Pattern, Callable[[str, nn.Module], bool]]
@@ -46,23 +48,26 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
     """
     names = _norms(model)
     wanted = _wanted(model, names, where)
-    reasons = {name: _why_not(module) for name, module in names.items()}
-    chosen = [name for name in names if name in wanted and not reasons[name]]
+    reasons = {name: _why_not(model, name, module) for name, module in names.items()}
+    chosen = {module for name, module in names.items() if name in wanted and not reasons[name]}
     if not chosen:
         raise ValueError(
             f'enhance: no norm to replace at where={where!r} in {_describe(model, names, wanted, reasons)}'
         )
     report = Report('enhanced', model if inplace else copy.deepcopy(model))
+    nearby = next(iter(report.model.parameters()), None)  # for norms that have no tensor
     replaced = {}
-    for name in chosen:
+    for name, module in names.items():
+        if module not in chosen:
+            report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
+            continue
         norm = report.model.get_submodule(name)
         if norm not in replaced:
             replaced[norm] = BNET.from_norm(norm, k, dilation)
-        frozen = '' if replaced[norm].bias.requires_grad else ', frozen as it was'
+            if nearby is not None and not norm.state_dict():
+                replaced[norm].to(nearby)
+        frozen = '' if replaced[norm].bnconv.weight.requires_grad else ', frozen as it was'
         report.changed[name] = f'{_title(norm)} -> BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '') + frozen
-    for name in names:
-        if name not in report.changed:
-            report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
     _replace(report.model, replaced)
     return report
 
@@ -96,9 +101,9 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
 
 
 def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    """All norms by every name they have; those inside BNET layers are the layers' own."""
+    """All norms by every name they have; those inside our own layers are the layers' own."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    inside = tuple(f'{name}.' for name, module in modules.items() if isinstance(module, BNET))
+    inside = tuple(f'{name}.' for name, module in modules.items() if isinstance(module, (BNET, BNConv, FReLU)))
     return {
         name: module
         for name, module in modules.items()
@@ -133,11 +138,19 @@ def _wanted(model: nn.Module, norms: dict[str, nn.Module], where: Where) -> set[
     )
 
 
-def _why_not(norm: nn.Module) -> str:
+def _why_not(model: nn.Module, name: str, norm: nn.Module) -> str:
     """Why this norm cannot become BNET; empty if it can."""
     if isinstance(norm, BNET):
         return 'BNET already'
-    return '' if can_be_normalizer(norm) else f'{type(norm).__name__} is no norm that BNET can hold'
+    if not can_be_normalizer(norm):
+        return f'{type(norm).__name__} is no norm that BNET can hold'
+    if has_hooks(norm):
+        return 'it has hooks or a parametrization, which would be lost'
+    holder, _, attribute = name.rpartition('.')
+    before = convolution_before(model.get_submodule(holder), attribute)
+    if before and model.get_submodule(f'{holder}.{before}' if holder else before).weight.dim() in (3, 5):
+        return f'{type(norm).__name__} after a convolution that is not 2-D'
+    return ''
 
 
 def _title(norm: nn.Module) -> str:

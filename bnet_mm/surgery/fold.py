@@ -8,6 +8,7 @@ too. Plain batch norms disappear, and so do BNET layers that only scale and shif
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,42 +16,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.utils.parametrize import is_parametrized
 
 from bnet_mm.norms import BNET, CBN
 from bnet_mm.norms.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
-from bnet_mm.surgery.positions import is_norm
+from bnet_mm.surgery.positions import has_hooks, is_norm
 from bnet_mm.surgery.report import Report
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 BATCH_NORM_FORWARDS = {kind.forward for kind in (BatchNorm, AffineFreeBatchNorm2d, SyncBatchNorm, CBN)}
 # Maps for trials: small ones, and larger ones with many divisors for networks that shrink and enlarge them.
-TRIAL_SIZES = {1: [(33,)], 2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
+TRIAL_SIZES = {2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
 
 
-def fold(model: nn.Module, inplace: bool = True) -> Report:
+def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) -> Report:
     """Fold the running statistics of batch norms and BNET layers into the convolutions before them.
 
-    A norm is folded if it directly follows a convolution that nothing else uses. In ``nn.Sequential`` and mmcv's
-    ``ConvModule`` this is certain. In any other module, a norm that is registered after a convolution is folded if
-    the module still computes the same on a random input; if the module does not take one 4-D tensor, it is left alone.
+    A norm is folded if it directly follows a 2-D or 3-D convolution that nothing else uses. ``nn.Sequential`` and
+    mmcv's ``ConvModule`` say so themselves, provided that whoever holds them calls them as a whole. Of any other
+    module, a copy with random weights is tried on a random map: the norm must get the very tensor that the convolution
+    gave, and the folded copy must compute the same. A module that does not take one map alone is left as it is.
 
     Args:
         model: Any torch model in evaluation mode.
         inplace: Change ``model`` itself; False for a copy.
+        inputs: Arguments to call the model with. If given, its outputs before and after are compared as well.
 
     Returns:
         A report: which norms were folded, and which not and why.
 
     Raises:
-        ValueError: If the model or one of its norms is in training mode; the model is as it was.
+        ValueError: If the model or one of its norms is in training mode (the model is as it was), or if it does not
+            compute the same on ``inputs`` (with ``inplace`` it is changed).
     """
     training = [name for name, module in model.named_modules() if module.training and (is_norm(module) or not name)]
     if training:
         raise ValueError(
             f'fold: the model must be in evaluation mode, call eval(); {training[0] or "it"} is in training mode'
         )
+    before = None if inputs is None else _outputs(model, *inputs)
     report = Report('folded', model if inplace else copy.deepcopy(model))
     model = report.model
     names = {module: name for name, module in model.named_modules()}
@@ -70,6 +74,11 @@ def fold(model: nn.Module, inplace: bool = True) -> Report:
                 if not reasons[pair.norm]:
                     report.changed[names[pair.norm]] = _what_was_done(pair, names[pair.conv])
     report.kept = {names[norm]: reason for norm, reason in reasons.items() if reason}
+    if before is not None and not _same(before, _outputs(model, *inputs)):
+        raise ValueError(
+            'fold: the folded model does not compute the same on inputs: a part of it is not called as a whole, or '
+            'uses the output of a convolution besides its norm'
+        )
     return report
 
 
@@ -126,8 +135,10 @@ def _why_not_into(pair: Pair, shared: set[nn.Module]) -> str:
     both = (pair.conv, pair.norm)
     if shared.intersection(both):
         return 'it or the convolution before it is used in several places'
-    if is_parametrized(pair.conv) or any(m._forward_hooks or m._forward_pre_hooks for m in both):
+    if any(has_hooks(module) for module in both):
         return 'it or the convolution before it has hooks or a parametrization'
+    if pair.conv.weight.dim() - 2 not in TRIAL_SIZES:
+        return f'{type(pair.conv).__name__} before it is no 2-D or 3-D convolution'
     if _output_channels(pair.conv) != pair.norm.num_features:
         return 'the convolution before it has other channels'
     return ''
@@ -144,32 +155,17 @@ def _output_channels(conv: nn.Module) -> int:
 
 
 def _fold_pairs(holder: nn.Module, pairs: list[Pair]) -> dict[nn.Module, str]:
-    """Fold, and undo it where it is not certain and a trial differs. Returns why not for each norm; empty if folded."""
-    certain = _is_certain(holder) and all(_is_plain(pair.conv) for pair in pairs)
-    if not pairs or certain:
-        for pair in pairs:
-            _fold_into(pair)
-        return {pair.norm: '' for pair in pairs}
-    title = f'{type(holder).__name__}, which holds it,'
-    try:
-        x, before = _trial_input(holder, pairs[0].conv)
-    except Exception as error:  # whatever a module raises that takes something else
-        return {pair.norm: f'{title} cannot be tried on a map ({type(error).__name__})' for pair in pairs}
-    old = [(pair.conv.weight, getattr(pair.conv, 'bias', None)) for pair in pairs]
+    """Fold what is certain or passes a trial. Returns why not for each norm; empty if folded."""
+    reasons = dict.fromkeys((pair.norm for pair in pairs), '')
+    if pairs and not (_is_certain(holder) and all(_is_plain(pair.conv) for pair in pairs)):
+        reason = _trial(holder, pairs)
+        if reason and len(pairs) > 1:
+            return {norm: why for pair in pairs for norm, why in _fold_pairs(holder, [pair]).items()}
+        reasons = dict.fromkeys(reasons, reason)
     for pair in pairs:
-        _fold_into(pair)
-    try:
-        if _same(before, _outputs(holder, x)):
-            return {pair.norm: '' for pair in pairs}
-        reason = f'{title} does not apply it directly to the convolution'
-    except Exception as error:
-        reason = f'{title} fails without it ({type(error).__name__})'
-    for pair, (weight, bias) in zip(pairs, old):
-        pair.conv.weight, pair.conv.bias = weight, bias
-        setattr(pair.norm_holder, pair.attribute, pair.norm)
-    if len(pairs) == 1:
-        return {pairs[0].norm: reason}
-    return {norm: why for pair in pairs for norm, why in _fold_pairs(holder, [pair]).items()}
+        if not reasons[pair.norm]:
+            _fold_into(pair)
+    return reasons
 
 
 def _is_certain(holder: nn.Module) -> bool:
@@ -186,55 +182,104 @@ def _is_plain(conv: nn.Module) -> bool:
     return isinstance(conv, CONVOLUTIONS) and type(conv).__module__.startswith(('torch.nn.', 'mmcv.cnn.bricks.wrapper'))
 
 
-def _trial_input(holder: nn.Module, conv: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """A random map that ``holder`` takes, and its outputs; raises what ``holder`` raises if it takes none."""
-    weight = conv.weight
-    first = next(m for m in holder.modules() if isinstance(m, CONVOLUTIONS) and m.weight.dim() == weight.dim())
-    channels = getattr(first, 'in_channels', None) or first.in_features
+def _trial(holder: nn.Module, pairs: list[Pair]) -> str:
+    """Fold ``pairs`` in a copy of ``holder`` and try it on a random map; why they cannot be folded, or nothing."""
+    title = f'{type(holder).__name__}, which holds it,'
+    if len(inspect.signature(holder.forward).parameters) != 1:
+        return f'{title} does not take one map alone'
+    memo: dict = {}
+    twin = copy.deepcopy(holder, memo).double()
+    twins = [Pair(*(memo[id(m)] for m in (p.conv, p.norm, p.norm_holder)), p.attribute) for p in pairs]
+    _randomise(twin)
+    seen: list[tuple[nn.Module, Tensor]] = []  # what each convolution gave and each norm got, in order
+    for pair in twins:
+        pair.conv.register_forward_hook(lambda module, inputs, output: seen.append((module, output)))
+        pair.norm.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
+    try:
+        x, before = _random_input(twin, pairs[0].conv, seen)
+    except Exception as error:  # whatever a module raises that takes something else
+        return f'{title} cannot be tried on a map ({type(error).__name__})'
+    for pair in twins:
+        gave, got = ([value for module, value in seen if module is part] for part in (pair.conv, pair.norm))
+        if not len(gave) == len(got) == 1 or gave[0] is not got[0]:
+            return f'{title} does not apply it directly to the convolution'
+    for pair in twins:
+        _fold_into(pair)
+    try:
+        same = _same(before, _outputs(twin, x))
+    except Exception as error:
+        return f'{title} fails without it ({type(error).__name__})'
+    return '' if same else f'{title} uses the convolution besides it'
+
+
+def _randomise(module: nn.Module) -> None:
+    """Random weights and statistics, without touching torch's random state: zeros and ones hide what is different."""
     generator = torch.Generator().manual_seed(0)
-    for size in TRIAL_SIZES.get(weight.dim() - 2, [()]):
-        x = torch.randn(2, channels, *size, generator=generator).to(weight)
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
+            positive = name.endswith('running_var') or value.dim() < 2
+            fan = max(1, value[0].numel()) if value.dim() > 1 else 1
+            value.copy_(noise + 0.5 if positive else (noise - 0.5) * 4 / fan**0.5)
+
+
+def _random_input(holder: nn.Module, conv: nn.Module, seen: list) -> tuple[Tensor, list[Tensor]]:
+    """A random map that ``holder`` takes, and its outputs; raises what ``holder`` raises if it takes none."""
+    dims = conv.weight.dim()
+    first = next(m for m in holder.modules() if _output_channels(m) and m.weight.dim() == dims)
+    generator = torch.Generator().manual_seed(0)
+    for size in TRIAL_SIZES[dims - 2]:
+        seen.clear()
+        x = torch.randn(2, first.in_channels, *size, generator=generator, dtype=torch.float64)
         try:
-            return x, _outputs(holder, x)
+            return x.to(first.weight), _outputs(holder, x.to(first.weight))
         except Exception as error:
             reason = error
     raise reason
 
 
-def _outputs(holder: nn.Module, x: Tensor) -> list[Tensor]:
-    outputs = holder(x)
+def _outputs(module: nn.Module, *inputs) -> list[Tensor]:
+    """All tensors that a module returns, in lists or alone."""
+    with torch.no_grad():
+        outputs = module(*inputs)
     outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    if not all(isinstance(y, Tensor) and y.isfinite().all() for y in outputs):
-        raise TypeError('the outputs are not finite tensors')
+    while any(isinstance(y, (tuple, list)) for y in outputs):
+        outputs = [z for y in outputs for z in (y if isinstance(y, (tuple, list)) else [y])]
+    if not outputs or not all(isinstance(y, Tensor) and y.numel() and y.isfinite().all() for y in outputs):
+        raise TypeError('the outputs are not finite, non-empty tensors')
     return outputs
 
 
 def _same(before: list[Tensor], after: list[Tensor]) -> bool:
-    """Up to rounding, which is far below what a norm in the wrong place makes."""
-    shapes = [y.shape for y in before] == [y.shape for y in after]
-    return shapes and all((one - two).norm() <= 1e-2 * one.norm() for one, two in zip(before, after))
+    """Up to rounding: 1e-6 of the largest value in float64, where trials are made, and more in shorter types."""
+    if [y.shape for y in before] != [y.shape for y in after]:
+        return False
+    for one, two in zip(before, after):
+        tolerance = max(1e-6, 1e3 * torch.finfo(one.dtype).eps) * one.double().abs().max()
+        if not one.any() or (one.double() - two.double()).abs().max() > tolerance:
+            return False
+    return True
 
 
 def _fold_into(pair: Pair) -> None:
     """Scale and shift the convolution's output as the normalisation does, and the affine where nothing else is left."""
     conv, norm = pair.conv, pair.norm
-    normalizer = norm.norm if isinstance(norm, BNET) else norm
-    scale = (normalizer.running_var.double() + normalizer.eps).rsqrt()
-    shift = -normalizer.running_mean.double() * scale
-    if not _keeps_transform(norm):
-        if norm.weight is not None:
-            scale, shift = scale * norm.weight.double(), shift * norm.weight.double()
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-    shape = [1] * conv.weight.dim()
-    shape[1 if isinstance(conv, nn.ConvTranspose2d) else 0] = -1
-    if getattr(conv, 'bias', None) is not None:
-        shift = shift + conv.bias.double() * scale
-    conv.weight, conv.bias = (
-        nn.Parameter(value.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
-        for value in (conv.weight.double() * scale.view(shape), shift)
-    )
-    setattr(pair.norm_holder, pair.attribute, _transform_alone(norm))
+    normalizer, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
+    with torch.no_grad():
+        scale = (normalizer.running_var.double() + normalizer.eps).rsqrt()
+        shift = -normalizer.running_mean.double() * scale
+        if not _keeps_transform(norm):
+            if norm.weight is not None:
+                scale, shift = scale * norm.weight.double(), shift * norm.weight.double()
+            if norm.bias is not None:
+                shift = shift + norm.bias.double()
+        if getattr(conv, 'bias', None) is not None:
+            shift = shift + conv.bias.double() * scale
+        shape = [1] * conv.weight.dim()
+        shape[1 if isinstance(conv, nn.ConvTranspose2d) else 0] = -1
+        values = [value.to(conv.weight.dtype) for value in (conv.weight.double() * scale.view(shape), shift)]
+    conv.weight, conv.bias = (nn.Parameter(value, requires_grad=conv.weight.requires_grad) for value in values)
+    setattr(pair.norm_holder, pair.attribute, left)
 
 
 def _keeps_transform(norm: nn.Module) -> bool:

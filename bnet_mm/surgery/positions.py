@@ -10,6 +10,7 @@ A further block family takes one more function in ``FAMILIES``.
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from bnet_mm.norms.normalizers import can_be_normalizer
 
@@ -106,3 +107,9 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a person would call this module a norm."""
     known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
     return isinstance(module, known) or can_be_normalizer(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module, or a part of it, does more in its forward than its class says."""
+    parts = list(module.modules())
+    return any(m._forward_hooks or m._forward_pre_hooks or 'forward' in m.__dict__ or is_parametrized(m) for m in parts)
