@@ -1,9 +1,9 @@
 """BNET (arXiv 2011.14150) as a norm layer for the OpenMMLab libraries.
 
-Importing this package registers the norms (``BNET``, ``SN``, ``SN1d``, ``SN3d``, ``SyncSN``, ``CBN``, ``BNConv``, for
-``norm_cfg``), the activation ``FReLU``, the model type ``WithBNET``, which puts BNET at the paper's positions, and the
-hook ``CBNBurnIn`` on mmengine's root registries, makes mmengine read checkpoints safely, and tells our layers of the
-modules that hold them.
+Importing this package registers on mmengine's root registries the norms ``BNET``, ``SN``, ``SN1d``, ``SN3d``,
+``SyncSN``, ``CBN`` and ``BNConv`` (for ``norm_cfg``), the activation ``FReLU``, the model type ``WithBNET``, which puts
+BNET at the paper's positions, and the hooks ``CBNBurnIn`` and ``FreezeTransform``. It makes mmengine read checkpoints
+safely, and tells our layers of the modules that hold them.
 """
 
 from mmengine.registry import HOOKS, MODELS
@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS, MODELS
 from bnet_mm.blocks import watch_blocks
 from bnet_mm.checkpoint.safe_load import register_loaders
 from bnet_mm.frelu import FReLU
+from bnet_mm.hooks import FreezeTransform
 from bnet_mm.norms import BNET, CBN, BNConv, CBNBurnIn, SN1d, SN2d, SN3d, SyncSN
 from bnet_mm.surgery import enhance, fold, restore
 
@@ -20,6 +21,7 @@ __all__ = ['BNET', 'CBN', 'BNConv', 'FReLU', 'SN1d', 'SN2d', 'SN3d', 'SyncSN', '
 for layer in (BNET, BNConv, CBN, FReLU, SN1d, SN3d, SyncSN):
     MODELS.register_module(module=layer)
 MODELS.register_module(name=['SN', 'SN2d'], module=SN2d)
-HOOKS.register_module(module=CBNBurnIn)
+for hook in (CBNBurnIn, FreezeTransform):
+    HOOKS.register_module(module=hook)
 register_loaders()
 watch_blocks()

@@ -20,6 +20,7 @@ from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+import bnet_mm.compat  # noqa: F401  (mends installed libraries, before anything else imports them)
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 
@@ -29,7 +30,10 @@ OTHER_KEYS = (
     'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
 
-OUR_TYPES = ('BNET', 'WithBNET', 'BNConv', 'CBN', 'CBNBurnIn', 'FReLU', 'SN', 'SN1d', 'SN2d', 'SN3d', 'SyncSN')
+OUR_TYPES = (
+    'BNET', 'BNConv', 'CBN', 'CBNBurnIn', 'FReLU', 'FreezeTransform', 'SN', 'SN1d', 'SN2d', 'SN3d', 'SyncSN',
+    'WithBNET',
+)  # fmt: skip
 
 
 class UserError(Exception):

@@ -2,7 +2,7 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 from bnet_mm.coco import coco_classes
 
-custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
 data_root = '{{$DATA_ROOT:data/shapes}}/'
 metainfo = dict(classes=coco_classes(data_root + 'annotations/instances_train2017.json'))
 

@@ -86,7 +86,7 @@ def test_zero_init_residual_zeroes_the_last_norm(build, scope, kind, depth, last
 @pytest.mark.parametrize('zero', [True, False])
 def test_zero_init_residual_through_with_bnet(build, kind, extra, zero):
     """mmdet's ResNeXt ignores the option for BN; WithBNET makes it reach the BNET layers."""
-    cfg = dict(type='WithBNET', base=kind, depth=50, zero_init_residual=zero, **extra)
+    cfg = dict(type='WithBNET', base=kind, bnet=dict(), depth=50, zero_init_residual=zero, **extra)
     model = build('mmdet', cfg)
     model.init_weights()
     layers = layers_of(model)

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -165,6 +166,36 @@ def test_optimizer_ema_and_ddp_after_enhancing(tmp_path):
     for _ in range(2):  # the first update copies
         average.update_parameters(net)
     torch.testing.assert_close(average.module[3].bn3.bnconv.weight, after)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain'])
+def test_bn_conv_and_frelu_through_with_bnet(scope):
+    """BNConv at C keeps the BN; FReLU replaces all activations of stages 1 to 3, in the order of their calls."""
+    cfg = dict(type='ResNet', depth=50, base_channels=8, stem_channels=8)
+    if scope == 'mmpretrain':
+        cfg = dict(type='ResNet', depth=50)
+    plain = build(scope, cfg)
+    conv = build(scope, {**cfg, 'type': 'WithBNET', 'base': 'ResNet', 'bnet': dict(type='BNConv', k=3, where='C')})
+    layers = {name: m for name, m in conv.named_modules() if isinstance(m, BNConv)}
+    assert len(layers) == 16 and all(name.endswith('bn3') for name in layers)
+    report = conv.load_state_dict(plain.state_dict(), strict=False)
+    assert not report.unexpected_keys and all(name.endswith('bn3.conv.weight') for name in report.missing_keys)
+
+    model = build(scope, {**cfg, 'type': 'WithBNET', 'base': 'ResNet', 'bnet': None, 'frelu': True})
+    reference.randomise(model)
+    block = model.layer2[1]
+    model.eval()
+    assert len(model.layer1[0].relu) == 3 and isinstance(model.layer4[0].relu, nn.ReLU) and not bnet_names(model)
+    first, second, third = block.relu
+    x = torch.randn(2, block.conv1.in_channels, 6, 5)
+    y = second(block.norm2(block.conv2(first(block.norm1(block.conv1(x))))))
+    want = third(block.norm3(block.conv3(y)) + x)
+    for _ in range(2):
+        torch.testing.assert_close(block(x), want)
+    twin = pickle.loads(pickle.dumps(block))
+    torch.testing.assert_close(twin(x), want)
+    with pytest.raises(ValueError, match="bnet.type must be 'BNET' or 'BNConv', got 'GN'"):
+        build(scope, {**cfg, 'type': 'WithBNET', 'base': 'ResNet', 'bnet': dict(type='GN')})
 
 
 # --- families of blocks
@@ -351,7 +382,7 @@ def test_convert_config_refuses_before_writing(tmp_path, monkeypatch, arguments,
         sys.path.remove(f'{REPO}/tools')
     (tmp_path / 'old.py').write_text(RETINANET)
     (tmp_path / 'empty.py').write_text('a = 1\n')
-    (tmp_path / 'bnet.py').write_text("model = dict(type='WithBNET', base='RetinaNet')\n")
+    (tmp_path / 'bnet.py').write_text("model = dict(type='WithBNET', base='RetinaNet', bnet=dict(k=3))\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['convert_config.py', *arguments])
     with pytest.raises(convert_config.UserError, match=re.escape(message)):

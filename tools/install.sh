@@ -55,7 +55,8 @@ if ! "$VENV/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
 fi
 
 say "4/4 mmdet, mmsegmentation, mmaction2, mmpretrain, test tools, bnet_mm ($((SECONDS - START)) s so far)"
-install mmdet mmsegmentation mmaction2 mmpretrain ftfy regex psutil pytest pytest-cov ruff hypothesis rich matplotlib onnx onnxruntime onnxscript
+install mmdet mmsegmentation mmaction2 mmpretrain ftfy regex psutil pytest pytest-cov ruff hypothesis rich matplotlib \
+    onnx onnxruntime onnxscript torchvision
 install --no-build-isolation --no-deps -e .
 "$VENV/bin/python" -c 'import bnet_mm, mmdet, mmseg' 2>>"$LOG" || fail "bnet_mm cannot be imported; see $LOG"
 touch "$DONE"

@@ -1,7 +1,13 @@
-"""Write a small seeded data set in a real layout: python tools/make_toy_data.py coco OUT [--train N] [--val N].
+"""Write a small seeded data set in a real layout: python tools/make_toy_data.py LAYOUT OUT [--train N] [--val N].
 
-coco: shapes on textured backgrounds, overlapping each other, as COCO instances (polygons, areas, boxes of what is
-visible), in train2017/, val2017/ and annotations/instances_{train,val}2017.json.
+All show shapes on textured backgrounds, so that small models can learn them.
+coco: instances (polygons, areas, boxes of what is visible; some images with a crowd, some with nothing) in
+    train2017/, val2017/ and annotations/instances_{train,val}2017.json.
+cityscapes: leftImg8bit/ and gtFine/*_labelTrainIds.png, one city each in train/ and val/.
+voc2012: VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, SegmentationClassAug/ and the lists train, aug, val.
+ucf101: videos/<class>/v_<class>_gXX_cYY.avi of moving shapes; the official lists in ucfTrainTestlist/, and those that
+    mmaction2 makes of them, ucf101_{train,val}_split_1_videos.txt.
+imagenet: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and meta/{train,val}.txt.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -45,34 +52,69 @@ def visible_annotation(mask: np.ndarray) -> dict | None:
     return dict(segmentation=polygons, area=int(mask.sum()), bbox=[x, y, w, h], iscrowd=0)
 
 
-def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
-    """One image (size, size, 3) and its annotations; later shapes hide parts of earlier ones."""
+def draw_shapes(rng: np.random.Generator, size: int, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """An image (size, size, 3), and which shape each pixel shows (size, size), from 1; 0 for the background."""
     image = textured_background(rng, size)
-    owner = np.zeros((size, size), np.uint8)  # which shape a pixel shows, 0 for the background
-    labels = rng.integers(0, len(CLASSES), rng.integers(2, 5))
+    owner = np.zeros((size, size), np.uint8)
     for number, label in enumerate(labels, 1):
         radius = rng.uniform(size * 0.1, size * 0.24)
-        points = outline(rng, CLASSES[label], radius) + rng.uniform(radius * 0.7, size - radius * 0.7, 2)
-        points = points.round().astype(np.int32)
-        shade = textured_background(rng, size) * 0.2 + rng.uniform(0, 255, 3) * 0.8
-        area = np.zeros((size, size), np.uint8)
-        cv2.fillPoly(area, [points], 1)
-        image[area == 1] = shade[area == 1].astype(np.uint8)
-        owner[area == 1] = number
+        centre = rng.uniform(radius * 0.7, size - radius * 0.7, 2)
+        draw_shape(rng, image, owner, number, outline(rng, CLASSES[label], radius) + centre)
+    return image, owner
+
+
+def draw_shape(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, number: int, points: np.ndarray) -> None:
+    """Fill the polygon ``points`` (P, 2) with a texture, in place; it hides what was there."""
+    size = len(image)
+    shade = textured_background(rng, size) * 0.2 + rng.uniform(0, 255, 3) * 0.8
+    area = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(area, [points.round().astype(np.int32)], 1)
+    image[area == 1] = shade[area == 1].astype(np.uint8)
+    owner[area == 1] = number
+
+
+def random_labels(rng: np.random.Generator) -> np.ndarray:
+    """Two to four classes."""
+    return rng.integers(0, len(CLASSES), rng.integers(2, 5))
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a mask (H, W), column by column, starting with zeros."""
+    flat = np.concatenate([[0], mask.T.reshape(-1), [0]])
+    changes = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    return dict(counts=counts[: None if counts[-1] else -1].tolist(), size=list(mask.shape))
+
+
+def coco_annotations(owner: np.ndarray, labels: Sequence[int], crowd: bool) -> list[dict]:
+    """What is visible of each shape; with ``crowd``, the last two as one crowd of the last one's class."""
     annotations = []
-    for number, label in enumerate(labels, 1):
+    single = len(labels) - 2 if crowd else len(labels)
+    for number, label in enumerate(labels[:single], 1):
         if annotation := visible_annotation((owner == number).astype(np.uint8)):
             annotations.append(dict(annotation, category_id=int(label) + 1))
-    return image, annotations
+    mask = (owner > single).astype(np.uint8)
+    if crowd and mask.any():
+        box = [int(value) for value in cv2.boundingRect(mask)]
+        region = dict(segmentation=run_lengths(mask), area=int(mask.sum()), bbox=box, iscrowd=1)
+        annotations.append(dict(region, category_id=int(labels[-1]) + 1))
+    return annotations
 
 
-def write_split(root: Path, split: str, count: int, size: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def write_coco(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Of sixteen images, one has a crowd and one nothing."""
+    for split, count in counts.items():
+        write_coco_split(root, split, count, size, split_generator(seed, split))
+
+
+def write_coco_split(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     folder = root / f'{split}2017'
     folder.mkdir(parents=True)
     images, annotations = [], []
     for image_id in range(1, count + 1):
-        image, found = draw_image(rng, size)
+        labels = [] if image_id % 16 == 15 else random_labels(rng)
+        image, owner = draw_shapes(rng, size, labels)
+        found = coco_annotations(owner, labels, crowd=image_id % 16 == 7)
         name = f'{image_id:06d}.jpg'
         cv2.imwrite(str(folder / name), image)
         images.append(dict(id=image_id, file_name=name, height=size, width=size))
@@ -83,25 +125,135 @@ def write_split(root: Path, split: str, count: int, size: int, seed: int) -> Non
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
+def split_generator(seed: int, split: str) -> np.random.Generator:
+    return np.random.default_rng(seed + (0 if split == 'train' else 1_000_000))
+
+
+def class_map(owner: np.ndarray, labels: Sequence[int], first: int) -> np.ndarray:
+    """Class of each pixel (H, W): ``first`` and up for the shapes, 0 elsewhere, 255 on the outlines of the shapes."""
+    classes = np.concatenate([[0], np.asarray(labels, int) + first]).astype(np.uint8)[owner]
+    border = cv2.morphologyEx(owner, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    return np.where(border, 255, classes).astype(np.uint8)
+
+
+def write_cityscapes(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Train ids: background 0 (road), shapes 11 to 13 (person, rider, car), 255 ignored."""
+    for split, count in counts.items():
+        rng, city = split_generator(seed, split), dict(train='aachen', val='frankfurt')[split]
+        for number in range(count):
+            labels = random_labels(rng)
+            image, owner = draw_shapes(rng, size, labels)
+            stem = f'{city}_{number:06d}_000019'
+            write_image(root / 'leftImg8bit' / split / city / f'{stem}_leftImg8bit.png', image)
+            labels = class_map(owner, labels, first=11)
+            write_image(root / 'gtFine' / split / city / f'{stem}_gtFine_labelTrainIds.png', labels)
+
+
+def write_voc2012(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Shapes are classes 1 to 3. A third of the training images is in train.txt, the others are the augmentation."""
+    voc = root / 'VOCdevkit' / 'VOC2012'
+    names: dict[str, list[str]] = dict(train=[], aug=[], val=[])
+    for split, count in counts.items():
+        rng = split_generator(seed, split)
+        for number in range(count):
+            labels = random_labels(rng)
+            image, owner = draw_shapes(rng, size, labels)
+            part = 'aug' if split == 'train' and number % 3 else split
+            names[part].append(f'{dict(train=2007, val=2011)[split]}_{number:06d}')
+            write_image(voc / 'JPEGImages' / f'{names[part][-1]}.jpg', image)
+            folder = 'SegmentationClassAug' if part == 'aug' else 'SegmentationClass'
+            write_image(voc / folder / f'{names[part][-1]}.png', class_map(owner, labels, first=1))
+    for part, lines in names.items():
+        write_lines(voc / 'ImageSets' / 'Segmentation' / f'{part}.txt', lines)
+
+
+def write_ucf101(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """The class is the shape; 16 frames of it moving. Groups 1 to 7 are the test split, as in the original."""
+    videos: dict[str, list[tuple[str, int]]] = {}
+    for split, count in counts.items():
+        rng, videos[split] = split_generator(seed, split), []
+        for number in range(count):
+            label = number % len(CLASSES)
+            name, clip = CLASSES[label].capitalize(), number // len(CLASSES)
+            group = clip % 7 + 1 if split == 'val' else clip % 18 + 8
+            path = f'{name}/v_{name}_g{group:02d}_c{clip // (7 if split == "val" else 18) + 1:02d}.avi'
+            write_video(rng, root / 'videos' / path, size, label)
+            videos[split].append((path, label))
+    lists = root / 'ucfTrainTestlist'
+    write_lines(lists / 'classInd.txt', [f'{i} {name.capitalize()}' for i, name in enumerate(CLASSES, 1)])
+    write_lines(lists / 'trainlist01.txt', [f'{path} {label + 1}' for path, label in videos['train']])
+    write_lines(lists / 'testlist01.txt', [path for path, _ in videos['val']])
+    for split, lines in videos.items():
+        write_lines(root / f'ucf101_{split}_split_1_videos.txt', [f'{path} {label}' for path, label in lines])
+
+
+def write_video(rng: np.random.Generator, path: Path, size: int, label: int) -> None:
+    """Sixteen frames of size x size: one shape crosses a still background."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    background, shape = textured_background(rng, size), outline(rng, CLASSES[label], rng.uniform(0.15, 0.25) * size)
+    start, end, colour = *rng.uniform(0.25 * size, 0.75 * size, (2, 2)), rng.uniform(0, 255, 3)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'XVID'), 8, (size, size))
+    if not writer.isOpened():
+        sys.exit('error: this OpenCV cannot write XVID videos')
+    for time in np.linspace(0, 1, 16):
+        points = shape + start + time * (end - start)
+        writer.write(cv2.fillPoly(background.copy(), [points.round().astype(np.int32)], colour.tolist()))
+    writer.release()
+
+
+def write_imagenet(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """The class is the shape; the lists in meta/ name file and label."""
+    for split, count in counts.items():
+        rng, lines = split_generator(seed, split), []
+        for number in range(count):
+            label = number % len(CLASSES)
+            image, owner = textured_background(rng, size), np.zeros((size, size), np.uint8)
+            centre = size / 2 + rng.uniform(-0.15, 0.15, 2) * size
+            draw_shape(rng, image, owner, 1, outline(rng, CLASSES[label], rng.uniform(0.2, 0.4) * size) + centre)
+            wnid = f'n{label:08d}'
+            name = f'{wnid}/{wnid if split == "train" else "ILSVRC2012_val"}_{number:08d}.JPEG'
+            write_image(root / split / name, image, '.jpg')
+            lines.append(f'{name} {label}')
+        write_lines(root / 'meta' / f'{split}.txt', lines)
+
+
+def write_image(path: Path, image: np.ndarray, encoding: str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(encoding or path.suffix, image)[1].tobytes())
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(f'{line}\n' for line in lines))
+
+
+LAYOUTS = dict(
+    coco=write_coco, cityscapes=write_cityscapes, voc2012=write_voc2012, ucf101=write_ucf101, imagenet=write_imagenet
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('layout', choices=['coco'])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('layout', choices=LAYOUTS)
     parser.add_argument('out', type=Path, help='folder to make')
-    parser.add_argument('--train', type=int, default=400, help='training images')
-    parser.add_argument('--val', type=int, default=100, help='validation images')
-    parser.add_argument('--size', type=int, default=192, help='height and width in pixels')
+    parser.add_argument('--train', type=int, default=400, help='training images or videos (400)')
+    parser.add_argument('--val', type=int, default=100, help='validation images or videos (100)')
+    parser.add_argument('--size', type=int, default=192, help='height and width in pixels (192)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if args.out.exists():
         sys.exit(f'error: {args.out} exists already; remove it or name another folder')
+    if min(args.train, args.val) < 1 or args.size < 32:
+        sys.exit('error: --train and --val must be at least 1, --size at least 32')
     temporary = args.out.with_name(f'{args.out.name}.part{os.getpid()}')
     try:
-        write_split(temporary, 'train', args.train, args.size, args.seed)
-        write_split(temporary, 'val', args.val, args.size, args.seed + 1_000_000)
+        LAYOUTS[args.layout](temporary, dict(train=args.train, val=args.val), args.size, args.seed)
         temporary.rename(args.out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f'{args.out}: {args.train} training and {args.val} validation images of {", ".join(CLASSES)}')
+    print(
+        f'{args.out}: {args.layout}, {args.train} for training and {args.val} for validation, of {", ".join(CLASSES)}'
+    )
 
 
 if __name__ == '__main__':

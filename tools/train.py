@@ -29,23 +29,27 @@ def parse_args():
 def check_pretrained(node) -> None:
     """Refuse, before anything is built, a config whose pretrained weights are not there."""
     if isinstance(node, dict):
-        if node.get('type') == 'Pretrained':
-            path = node.get('checkpoint') or ''
-            if path.startswith('torchvision://') and importlib.util.find_spec('torchvision') is None:
-                reason = 'needs the torchvision package, which is not installed'
-            elif '://' not in path and not os.path.isfile(os.path.expanduser(path)):
-                reason = 'does not exist'
-            else:
-                return
+        path = node.get('checkpoint') if node.get('type') == 'Pretrained' else node.get('pretrained')  # mmaction
+        reason = _missing(path) if isinstance(path, str) else ''
+        if reason:
             raise UserError(
                 f'pretrained weights {path}: {reason}. Put the file there, or name its folder in BNET_CHECKPOINTS, or '
                 'train from scratch with --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1 '
-                'model.backbone.norm_eval=False'
+                'model.backbone.norm_eval=False (mmaction: model.backbone.pretrained=None)'
             )
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
             check_pretrained(child)
+
+
+def _missing(path: str) -> str:
+    """What is missing for these pretrained weights; empty if nothing is, as far as can be seen without a download."""
+    if path.startswith('torchvision://') and importlib.util.find_spec('torchvision') is None:
+        return 'needs the torchvision package, which is not installed'
+    if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+        return 'does not exist'
+    return ''
 
 
 def use_amp(cfg: Config) -> None:

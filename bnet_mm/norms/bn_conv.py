@@ -34,6 +34,13 @@ class BNConv(nn.Module):
         self.norm = nn.BatchNorm2d(num_features, eps, momentum)
         self.conv = nn.Conv2d(num_features, num_features, k, padding=k // 2, groups=num_features, bias=False)
 
+    @classmethod
+    def from_norm(cls, norm: nn.BatchNorm2d, k: int = 3) -> BNConv:
+        """A BNConv around ``norm`` itself."""
+        layer = cls(norm.num_features, k).to(norm.running_mean)
+        layer.norm = norm
+        return layer.train(norm.training)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.relu(self.norm(x)))
 

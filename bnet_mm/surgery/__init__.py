@@ -1,4 +1,5 @@
-"""Changing built models: enhance.py (norms to BNET and back), positions.py (which norms), fold.py (for inference)."""
+"""Changing built models: enhance.py (norms to BNET and back), positions.py (which norms), fold.py (for inference),
+activations.py (FReLU in ResNets)."""
 
 from bnet_mm.surgery.enhance import enhance, restore
 from bnet_mm.surgery.fold import fold

@@ -16,9 +16,11 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from bnet_mm.blocks import convolution_before
+from bnet_mm.checkpoint.layouts import official_to_host_key
 from bnet_mm.frelu import FReLU
 from bnet_mm.norms import BNET, BNConv
 from bnet_mm.norms.normalizers import can_be_normalizer
+from bnet_mm.surgery.activations import use_frelu
 from bnet_mm.surgery.positions import POSITIONS, has_hooks, is_norm, norm_names
 from bnet_mm.surgery.report import Report
 
@@ -176,8 +178,30 @@ def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
                 setattr(parent, name, replaced[child])
 
 
+def insert_bn_conv(model: nn.Module, k: int = 3, where: Where = 'C') -> Report:
+    """Put :class:`BNConv` in the place of batch norms, in place: the paper's counter-example (Table 11).
+
+    Not the same function: each norm is kept, and followed by ReLU and a fresh depthwise convolution.
+
+    Args and errors: As :func:`enhance`.
+    """
+    norms = _norms(model)
+    wanted = _wanted(model, norms, where)
+    replaced = {m: BNConv.from_norm(m, k) for n, m in norms.items() if n in wanted and type(m) is nn.BatchNorm2d}
+    if not replaced:
+        raise ValueError(f'insert_bn_conv: no BatchNorm2d at where={where!r} in {_describe(model, norms, wanted, {})}')
+    report = Report('replaced', model)
+    for name, norm in norms.items():
+        if norm in replaced:
+            report.changed[name] = f'{_title(norm)} -> BNConv-{k}'
+        else:
+            report.kept[name] = f'not at where={where!r}' if name not in wanted else 'no BatchNorm2d'
+    _replace(model, replaced)
+    return report
+
+
 @MODELS.register_module(name='WithBNET')
-def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Module:
+def build_enhanced(base: str, bnet: dict | None, frelu: bool = False, **kwargs: Any) -> nn.Module:
     """The config form of :func:`enhance`, for a backbone, a whole detector, or any other model::
 
         backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=5, where='C'), depth=50, ...)
@@ -185,7 +209,9 @@ def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Mod
 
     Args:
         base: Registered type of the model, as it stood in ``type``.
-        bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression.
+        bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression. With
+            ``type='BNConv'`` those of :func:`insert_bn_conv`; None for neither.
+        frelu: Put FReLU into the residual blocks, see activations.py.
         kwargs: Arguments of ``base``.
 
     Returns:
@@ -194,14 +220,26 @@ def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Mod
     Raises:
         ValueError: For an unknown key in ``bnet``, and as :func:`enhance`.
     """
-    bnet = dict(bnet or {})
-    if unknown := sorted(set(bnet) - {'k', 'where', 'dilation'}):
+    options = dict(bnet or {})
+    kind = options.pop('type', 'BNET')
+    if kind not in ('BNET', 'BNConv'):
+        raise ValueError(f"WithBNET: bnet.type must be 'BNET' or 'BNConv', got {kind!r}")
+    if unknown := sorted(set(options) - ({'k', 'where', 'dilation'} if kind == 'BNET' else {'k', 'where'})):
         raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
     model = MODELS.build(dict(type=base, **kwargs))
-    report = enhance(model, **bnet)
+    if frelu:
+        use_frelu(model)
+    if bnet is not None:
+        _enhance_and_log(model, insert_bn_conv if kind == 'BNConv' else enhance, options)
+    return model
+
+
+def _enhance_and_log(model: nn.Module, change: Callable[..., Report], options: dict) -> None:
+    """Change the norms, and adapt what hosts do to norms by other ways than their methods."""
+    report = change(model, **options)
     frozen = sum('frozen' in done for done in report.changed.values())
     print_log(
-        f'WithBNET: {report.summary()}, k={bnet.get("k", 3)}'
+        f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
         + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
         logger='current',
     )
@@ -210,14 +248,14 @@ def build_enhanced(base: str, bnet: dict | None = None, **kwargs: Any) -> nn.Mod
             _zero_init_last_norm(module)
         if hasattr(module, '_load_bn_params'):  # mmaction's ResNet reads torchvision's files by itself
             module._load_bn_params = _load_torchvision_norm
-    return model
 
 
 def _load_torchvision_norm(norm: nn.Module, state_dict: dict, name: str, loaded_names: list[str]) -> None:
-    """What mmaction's ``ResNet._load_bn_params`` does, by ``load_state_dict``, so that BNET reads a BN layer."""
-    found = {key: value for key, value in state_dict.items() if key.startswith(f'{name}.')}
-    norm.load_state_dict({key[len(name) + 1 :]: value for key, value in found.items()})
-    loaded_names.extend(found)
+    """What mmaction's ``ResNet._load_bn_params`` does, by ``load_state_dict``: BNET reads BN and official layers."""
+    host_keys = {official_to_host_key(key): key for key in state_dict}
+    found = {key: original for key, original in host_keys.items() if key.startswith(f'{name}.')}
+    norm.load_state_dict({key[len(name) + 1 :]: state_dict[original] for key, original in found.items()})
+    loaded_names.extend(found.values())
 
 
 def _zero_init_last_norm(model: nn.Module) -> None:

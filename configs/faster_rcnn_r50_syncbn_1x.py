@@ -1,0 +1,4 @@
+# CBN README, Faster R-CNN, SyncBN in FPN and box head.
+_base_ = 'faster_rcnn_r50_nonorm_1x.py'
+norm_cfg = dict(type='SyncBN')
+model = dict(neck=dict(norm_cfg=norm_cfg), roi_head=dict(bbox_head=dict(norm_cfg=norm_cfg)))

@@ -1,0 +1,10 @@
+# Table 6, BNET-3, ResNet-101.
+_base_ = 'mask_rcnn_r101_bn_1x.py'
+model = dict(
+    backbone=dict(
+        type='WithBNET',
+        base='ResNet',
+        bnet=dict(k=3, where='C'),
+        init_cfg=dict(type='Pretrained', checkpoint='{{$BNET_CHECKPOINTS:checkpoints}}/R101_BNET-3.pth'),
+    )
+)

@@ -1,0 +1,7 @@
+# CBN README, Mask R-CNN, GN in FPN, box head and mask head.
+_base_ = 'mask_rcnn_r50_nonorm_1x.py'
+norm_cfg = dict(type='GN', num_groups=32)
+model = dict(
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(bbox_head=dict(norm_cfg=norm_cfg), mask_head=dict(norm_cfg=norm_cfg)),
+)

@@ -1,0 +1,3 @@
+# SN model zoo, ResNet101v1+SN (8,32), 120 epochs.
+_base_ = 'resnet50_sn_120e_imagenet.py'
+model = dict(backbone=dict(depth=101))

@@ -1,0 +1,10 @@
+# Table 13, BNET-5, ResNet-101.
+_base_ = 'retinanet_r101_bn_1x.py'
+model = dict(
+    backbone=dict(
+        type='WithBNET',
+        base='ResNet',
+        bnet=dict(k=5, where='C'),
+        init_cfg=dict(type='Pretrained', checkpoint='{{$BNET_CHECKPOINTS:checkpoints}}/R101_BNET-5.pth'),
+    )
+)

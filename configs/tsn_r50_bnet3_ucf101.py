@@ -1,0 +1,10 @@
+# Tables 1 and 8, BNET-3, TSN.
+_base_ = 'tsn_r50_bn_ucf101.py'
+model = dict(
+    backbone=dict(
+        type='WithBNET',
+        base='ResNet',
+        bnet=dict(k=3, where='C'),
+        pretrained='{{$BNET_CHECKPOINTS:checkpoints}}/R50_BNET-3.pth',
+    )
+)
