@@ -177,6 +177,18 @@ def test_what_cannot_be_folded_is_said():
         assert part in reason, name
 
 
+def test_conv_modules_with_other_convolutions():
+    """A convolution of mmcv's own is tried; weight standardisation undoes a scale, so that its norm stays."""
+    mmcv = pytest.importorskip('mmcv.cnn')
+    for cfg, folds in [(dict(type='Conv2dAdaptivePadding'), True), (dict(type='ConvAWS'), False)]:
+        net = mmcv.ConvModule(3, 4, 3, stride=2, conv_cfg=cfg, norm_cfg=dict(type='BNET', k=3))
+        net = randomised(net)
+        x = torch.randn(2, 3, 9, 9, **DOUBLE)
+        want = net(x)
+        assert bool(bnet_mm.fold(net).changed) == folds
+        torch.testing.assert_close(net(x), want)
+
+
 def test_hooks_inside_bnet_are_kept():
     net = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), BNET(4), nn.Conv2d(4, 4, 1), BNET(4)))
     net[1].norm.register_forward_hook(lambda module, inputs, output: output * 2)

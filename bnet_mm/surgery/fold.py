@@ -185,7 +185,7 @@ def _is_plain(conv: nn.Module) -> bool:
 def _trial(holder: nn.Module, pairs: list[Pair]) -> str:
     """Fold ``pairs`` in a copy of ``holder`` and try it on a random map; why they cannot be folded, or nothing."""
     title = f'{type(holder).__name__}, which holds it,'
-    if len(inspect.signature(holder.forward).parameters) != 1:
+    if not _is_certain(holder) and len(inspect.signature(holder.forward).parameters) != 1:
         return f'{title} does not take one map alone'
     memo: dict = {}
     twin = copy.deepcopy(holder, memo).double()
