@@ -192,7 +192,7 @@ def page(rows: list[dict], markdown: bool) -> Iterator[str]:
     for table in dict.fromkeys(row['table'] for row in rows):
         own = [row for row in rows if row['table'] == table]
         figures = [figure for figure in FIGURES if any(figure in row for row in own)]
-        grid = [['row', *(cell for figure in figures for cell in (FIGURES[figure][0], 'counted')), 'rule']]
+        grid = [['row', *(cell for figure in figures for cell in (f'printed {FIGURES[figure][0]}', 'counted')), 'rule']]
         grid += [
             [row['label'], *(cell for figure in figures for cell in cells(row, figure, notes)), row['rule']]
             for row in own
