@@ -264,20 +264,26 @@ def randomised_for_depth(net):
     return net
 
 
-@pytest.mark.parametrize('config', ['faster_rcnn_r50_bnet5_1x', 'faster_rcnn_r18_bnet5_demo'])
-def test_detectors_of_this_project(config):
-    import_host_models('mmdet')
+@pytest.mark.parametrize('scope, config, norms', [
+    ('mmdet', 'faster_rcnn_r50_bnet5_1x', 53), ('mmseg', 'pspnet_r50_bnet3_40k_cityscapes', 53 + 4 + 1 + 1),
+])  # fmt: skip
+def test_models_of_this_project(scope, config, norms):
+    """A detector and a segmentor, the latter over synchronised statistics: PSPNet's pyramid, bottleneck, auxiliary."""
+    import_host_models(scope)
     cfg = Config.fromfile(f'{REPO}/configs/{config}.py').model
     cfg.backbone.update(init_cfg=None)
-    with DefaultScope.overwrite_default_scope('mmdet'):
+    with DefaultScope.overwrite_default_scope(scope):
         model = randomised_for_depth(MODELS.build(cfg))
     twin = copy.deepcopy(model)
     report = bnet_mm.fold(model)
-    assert not report.kept and len(report.changed) == (53 if 'r50' in config else 20)
+    assert not report.kept and len(report.changed) == norms
     x = torch.randn(1, 3, 64, 96, **DOUBLE)
     with torch.no_grad():
-        for got, want in zip(model.extract_feat(x), twin.extract_feat(x), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+        got, want = model.extract_feat(x), twin.extract_feat(x)
+        if scope == 'mmseg':
+            got, want = (*got, model.decode_head(got)), (*want, twin.decode_head(want))
+    for one, two in zip(got, want, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9 * two.abs().max().item())
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
