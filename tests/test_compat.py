@@ -7,12 +7,13 @@ import sys
 import pytest
 from paths import REPO
 
-# A torchvision whose Python part registers something for an operator of its compiled part, as the real one does.
+# A torchvision whose Python part needs an operator of its compiled part to be there, as the real one does.
 BROKEN = """
 import torch
-@torch.library.register_fake('torchvision::nms')
-def nms(dets, scores, iou_threshold):
-    return dets.new_empty(0)
+try:
+    torch.ops.torchvision.nms
+except AttributeError as error:
+    raise RuntimeError('operator torchvision::nms does not exist') from error
 __version__ = '9.9'
 """
 PRELUDE = 'import sys, importlib\nimport bnet_mm.compat as compat\n'
