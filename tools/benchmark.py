@@ -17,12 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmdet.models.backbones.resnet import Bottleneck
-from mmdet.models.layers import ResLayer
 from torch import nn
 
 from bnet_mm.launch import UserError, run_tool
 from bnet_mm.surgery import enhance
+from bnet_mm.surgery.enhance import insert_bn_conv
 
 GN = dict(type='GN', num_groups=32)
 # name -> (norm_cfg of the whole stage, kernel size of BNET at C or None)
@@ -63,7 +62,7 @@ def benchmark_norms(runs: int) -> list[tuple[str, str, float, str]]:
     x = torch.randn(8, 256, 56, 56, requires_grad=True)
     stages = {name: stage(*options) for name, options in NORMS.items()}
     rows = [(name, 'saved for backward', saved_bytes(net, x) / 2**20, 'MiB') for name, net in stages.items()]
-    rows += [(name, 'buffers', buffer_bytes(net) / 2**20, 'MiB') for name, net in stages.items()]
+    rows += [(name, 'statistics', statistics_bytes(net) / 2**20, 'MiB') for name, net in stages.items()]
     seconds = interleaved({name: lambda net=net: step(net, x) for name, net in stages.items()}, runs)
     rows += [(name, 'training step', value * 1e3, 'ms') for name, value in seconds.items()]
     for net in stages.values():
@@ -75,12 +74,12 @@ def benchmark_norms(runs: int) -> list[tuple[str, str, float, str]]:
 
 def stage(norm_cfg: dict, bnet: int | str | None) -> nn.Module:
     """The stage with this norm everywhere, and BNET over it (or BNConv) at C."""
+    from mmdet.models.backbones.resnet import Bottleneck  # after launch has mended what is broken
+    from mmdet.models.layers import ResLayer
+
     net = ResLayer(Bottleneck, 256, 128, 4, stride=2, norm_cfg=norm_cfg)
     if bnet == 'BNConv':
-        from bnet_mm import BNConv
-
-        for block in net:
-            block.bn3 = BNConv(512, k=3)
+        insert_bn_conv(net, k=3, where='C')
     elif norm_cfg['type'] == 'BNET':
         for block in net:
             block.bn3 = type(block.bn3)(512, k=bnet, norm=norm_cfg['norm'])
@@ -126,12 +125,14 @@ def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
     return total
 
 
-def buffer_bytes(net: nn.Module) -> int:
-    """Bytes of running statistics and histories, after enough steps to fill these."""
+def statistics_bytes(net: nn.Module) -> int:
+    """Bytes of running statistics and histories (what the state dict has beside parameters), when these are full."""
     x = torch.randn(2, 256, 14, 14, requires_grad=True)
     for _ in range(4):
         step(net, x)
-    return sum(buffer.numel() * buffer.element_size() for buffer in net.buffers())
+    parameters = {name for name, _ in net.named_parameters()}
+    tensors = [value for name, value in net.state_dict().items() if name not in parameters]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def write(path: Path, what: str, rows: list[tuple[str, str, float, str]], runs: int) -> None:
