@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from bnet_mm.norms import BNET
+from bnet_mm.norms import BNET, CBN
 from bnet_mm.norms.arguments import check_positive_int
+
+
+class CBNBurnIn(Hook):
+    """Tells every CBN layer the epoch, so that ``burnin`` works: ``custom_hooks=[dict(type='CBNBurnIn')]``.
+
+    An epoch is one pass over the training data loader, also where the loop counts iterations.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        self._layers = [module for module in runner.model.modules() if isinstance(module, CBN)]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        epoch = runner.iter / len(runner.train_dataloader)
+        for layer in self._layers:
+            layer.set_epoch(epoch)
 
 
 class FreezeTransform(Hook):

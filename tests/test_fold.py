@@ -214,10 +214,20 @@ def test_inputs_show_what_no_module_tells():
     """Sequential and ConvModule are taken at their word; with inputs the whole model is compared."""
     x = torch.randn(2, 3, 5, 5, **DOUBLE)
     with pytest.raises(ValueError, match='does not compute the same on inputs'):
-        bnet_mm.fold(randomised(Peeking()), inputs=(x,))
+        bnet_mm.fold(randomised(Peeking()), inputs=(x,), inplace=False)
+    peeking = randomised(Peeking())
+    before, parts = copy.deepcopy(peeking.state_dict()), list(peeking.modules())
+    with pytest.raises(ValueError, match='does not compute the same on inputs'):
+        bnet_mm.fold(peeking, inputs=(x,))
+    assert list(peeking.modules()) == parts  # as it was
+    assert all(torch.equal(before[name], value) for name, value in peeking.state_dict().items())
     net = randomised(nn.Sequential(Peeking().layers, BNET(4)))
     want = net(x)
-    assert list(bnet_mm.fold(net, inputs=(x,)).changed) == ['0.1']
+    copied = bnet_mm.fold(net, inputs=(x,), inplace=False)
+    assert copied.model is not net and isinstance(net[1], BNET)
+    torch.testing.assert_close(copied.model(x), want)
+    report = bnet_mm.fold(net, inputs=(x,))
+    assert report.model is net and list(report.changed) == list(copied.changed) == ['0.1']
     torch.testing.assert_close(net(x), want)
 
 

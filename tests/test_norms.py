@@ -354,6 +354,24 @@ def test_sn_empty_batches_and_single_samples():
     assert layer.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize('options', [{}, dict(using_moving_average=False)])
+def test_sn_does_not_wait_for_its_statistics(options):
+    """On the meta device, where no value can be read: so nothing has to come back from a GPU."""
+    for kind, shape in [(SN2d, (2, 4, 3, 3)), (SN1d, (2, 4)), (SN3d, (2, 4, 2, 2, 2)), (SyncSN, (2, 4, 3, 3))]:
+        assert kind(4, device='meta', **options)(torch.empty(shape, device='meta')).shape == shape
+
+
+def test_sn_an_empty_batch_later_changes_nothing():
+    for options in ({}, dict(using_moving_average=False)):
+        layer = SN2d(4, **options)
+        for size in (2, 0, 3):
+            before = copy.deepcopy(layer.state_dict())
+            layer(torch.randn(size, 4, 3, 3) * 2 + 1)
+            same = [torch.equal(before[name], layer.state_dict()[name]) for name in before if 'weight' not in name]
+            assert same == [True, size == 0, size == 0, size == 0]  # bias, mean, variance, counter
+        assert layer.num_batches_tracked == 2 and all(value.isfinite().all() for value in layer.state_dict().values())
+
+
 def test_sn_large_means_do_not_cancel():
     """float32 at |mean| / std = 1000: as near to float64 as BatchNorm2d is, to a small factor."""
     layer, bn = SN2d(4), nn.BatchNorm2d(4)

@@ -21,6 +21,7 @@ from torch import nn
 import bnet_mm
 from bnet_mm import BNET, CBN, BNConv, FReLU, SN2d
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.surgery.enhance import insert_bn_conv
 
 
 class Bottleneck(nn.Module):
@@ -196,6 +197,26 @@ def test_bn_conv_and_frelu_through_with_bnet(scope):
     torch.testing.assert_close(twin(x), want)
     with pytest.raises(ValueError, match="bnet.type must be 'BNET' or 'BNConv', got 'GN'"):
         build(scope, {**cfg, 'type': 'WithBNET', 'base': 'ResNet', 'bnet': dict(type='GN')})
+
+
+def test_insert_bn_conv_says_what_it_did_and_its_own_name():
+    net = small_net()
+    net.append(nn.GroupNorm(2, 4))
+    report = insert_bn_conv(net, k=5, where='^4|^5')
+    assert set(report.changed) == {'4.bn1', '4.bn2', '4.bn3'} and report.kept['5'] == 'no BatchNorm2d'
+    assert '  4.bn3: BatchNorm2d(4) -> BNConv-5' in str(report) and report.kept['1'] == "not at where='^4|^5'"
+    assert {name for name, m in net.named_modules() if isinstance(m, BNConv)} == set(report.changed)
+    before = list(net.modules())
+    for where, k, message in [
+        ('head', 3, "insert_bn_conv: no norm to replace at where='head' in Sequential, whose norms are 1, 3.bn1"),
+        ('5', 3, "insert_bn_conv: no norm to replace at where='5' in Sequential: no BatchNorm2d"),
+        ('(', 3, "insert_bn_conv: where='(' is no regular expression"),
+        (3, 3, 'insert_bn_conv: where must be letters'),
+        ('C', 4, 'BNConv: k must be a positive odd integer, got 4'),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            insert_bn_conv(net, k, where)
+    assert list(net.modules()) == before
 
 
 # --- families of blocks

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from bnet_mm.norms.arguments import check_positive_int
@@ -211,18 +208,3 @@ class CBN(nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, buffer_num={self.buffer_num}, burnin={self.burnin}'
-
-
-class CBNBurnIn(Hook):
-    """Tells every CBN layer the epoch, so that ``burnin`` works: ``custom_hooks=[dict(type='CBNBurnIn')]``.
-
-    An epoch is one pass over the training data loader, also where the loop counts iterations.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        self._layers = [module for module in runner.model.modules() if isinstance(module, CBN)]
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        epoch = runner.iter / len(runner.train_dataloader)
-        for layer in self._layers:
-            layer.set_epoch(epoch)

@@ -128,7 +128,7 @@ class _SwitchableNorm(nn.Module):
             return [mean_in, mean_ln], [var_in, var_ln]
         if not self.training:
             return [mean_in, mean_ln, self.running_mean[None]], [var_in, var_ln, self.running_var[None]]
-        count = self._sum(mean_in.new_tensor([[len(x)]]))
+        count = self._sum(mean_in.new_full((1, 1), len(x)))
         mean_bn = self._sum(mean_in.sum(0, keepdim=True)) / count
         var_bn = self._sum((var_in + (mean_in - mean_bn).square()).sum(0, keepdim=True)) / count
         self._track(mean_bn.detach()[0], var_bn.detach()[0])
@@ -139,23 +139,24 @@ class _SwitchableNorm(nn.Module):
         return x
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        if not mean.isfinite().all():  # of an empty batch
-            return
-        self.num_batches_tracked.add_(1)
+        counts = mean.isfinite().all()  # an empty batch has none; a tensor, so that nobody waits for a GPU
+        self.num_batches_tracked.add_(counts)
         if self.using_moving_average:
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
-            return
-        share = 1 / self.num_batches_tracked.to(mean.dtype)
-        old_square = self.running_var + self.running_mean.square()
-        square = old_square + (var + mean.square() - old_square) * share
-        self.running_mean += ((mean - self.running_mean) * share).to(self.running_mean.dtype)
-        self.running_var.copy_(square - self.running_mean.square())
+            new_mean = self.running_mean.lerp(mean.to(self.running_mean.dtype), self.momentum)
+            new_var = self.running_var.lerp(var.to(self.running_var.dtype), self.momentum)
+        else:
+            share = 1 / self.num_batches_tracked.to(mean.dtype)
+            old_square = self.running_var + self.running_mean.square()
+            square = old_square + (var + mean.square() - old_square) * share
+            new_mean = self.running_mean + ((mean - self.running_mean) * share).to(self.running_mean.dtype)
+            new_var = square - new_mean.square()
+        self.running_mean.copy_(new_mean.where(counts, self.running_mean))
+        self.running_var.copy_(new_var.where(counts, self.running_var))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for name in ('weight', 'bias', 'running_mean', 'running_var'):
             value = state_dict.get(prefix + name)
-            if value is not None and value.numel() == self.num_features == value.shape.numel() and value.dim() > 1:
+            if value is not None and value.numel() == self.num_features and value.dim() > 1:
                 state_dict[prefix + name] = value.flatten()
         if self.using_bn:  # the official files have no counter
             state_dict.setdefault(prefix + 'num_batches_tracked', self.num_batches_tracked)

@@ -48,30 +48,36 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
     Raises:
         ValueError: If ``where`` is none of these, or if there is nothing to replace; the model is as it was.
     """
-    names = _norms(model)
-    wanted = _wanted(model, names, where)
-    reasons = {name: _why_not(model, name, module) for name, module in names.items()}
-    chosen = {module for name, module in names.items() if name in wanted and not reasons[name]}
-    if not chosen:
-        raise ValueError(
-            f'enhance: no norm to replace at where={where!r} in {_describe(model, names, wanted, reasons)}'
-        )
-    report = Report('enhanced', model if inplace else copy.deepcopy(model))
-    nearby = next(iter(report.model.parameters()), None)  # for norms that have no tensor
-    replaced = {}
-    for name, module in names.items():
-        if module not in chosen:
-            report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
-            continue
-        norm = report.model.get_submodule(name)
-        if norm not in replaced:
-            replaced[norm] = BNET.from_norm(norm, k, dilation)
-            if nearby is not None and not norm.state_dict():
-                replaced[norm].to(nearby)
-        frozen = '' if replaced[norm].bnconv.weight.requires_grad else ', frozen as it was'
-        report.changed[name] = f'{_title(norm)} -> BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '') + frozen
-    _replace(report.model, replaced)
-    return report
+    nearby = next(iter(model.parameters()), None)  # for norms that have no tensor
+
+    def make(norm: nn.Module) -> tuple[BNET, str]:
+        layer = BNET.from_norm(norm, k, dilation)
+        if nearby is not None and not norm.state_dict():
+            layer.to(nearby)
+        frozen = '' if layer.bnconv.weight.requires_grad else ', frozen as it was'
+        return layer, f'BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '') + frozen
+
+    def why_not(name: str, norm: nn.Module) -> str:
+        return _why_not(model, name, norm)
+
+    return _change_norms('enhance', Report('enhanced', model), where, why_not, make, inplace)
+
+
+def insert_bn_conv(model: nn.Module, k: int = 3, where: Where = 'C') -> Report:
+    """Put :class:`BNConv` in the place of batch norms, in place: the paper's counter-example (Table 11).
+
+    Not the same function: each norm is kept, and followed by ReLU and a fresh depthwise convolution.
+
+    Args and errors: As :func:`enhance`.
+    """
+
+    def make(norm: nn.Module) -> tuple[BNConv, str]:
+        return BNConv.from_norm(norm, k), f'BNConv-{k}'
+
+    def why_not(name: str, norm: nn.Module) -> str:
+        return '' if type(norm) is nn.BatchNorm2d else 'no BatchNorm2d'
+
+    return _change_norms('insert_bn_conv', Report('replaced', model), where, why_not, make)
 
 
 def restore(model: nn.Module, inplace: bool = True) -> Report:
@@ -98,7 +104,48 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
         layer = report.model.get_submodule(name)
         replaced[layer] = layer.to_norm()
         report.changed[name] = f'BNET-{layer.bnconv.k} -> {_title(replaced[layer])}'
-    _replace(report.model, replaced)
+    replace_modules(report.model, replaced)
+    return report
+
+
+def _change_norms(
+    function: str,
+    report: Report,
+    where: Where,
+    why_not: Callable[[str, nn.Module], str],
+    make: Callable[[nn.Module], tuple[nn.Module, str]],
+    inplace: bool = True,
+) -> Report:
+    """Replace the norms that ``where`` means, in ``report.model`` or a copy of it, and fill in the report.
+
+    Args:
+        function: Who asks, for error messages.
+        report: An empty one, with the model as it is.
+        where: As in :func:`enhance`.
+        why_not: Says of a name and norm why it cannot be replaced; empty if it can.
+        make: Gives a norm's replacement and a title for it.
+        inplace: False for a copy.
+    """
+    model = report.model
+    names = _norms(model)
+    wanted = _wanted(function, model, names, where)
+    reasons = {name: why_not(name, norm) for name, norm in names.items()}
+    chosen = {norm for name, norm in names.items() if name in wanted and not reasons[name]}
+    if not chosen:
+        refused = sorted({reasons[name] for name in wanted if reasons.get(name)})
+        why = f': {"; ".join(refused)}' if refused else f', whose norms are {_some(list(names)) or "none"}'
+        raise ValueError(f'{function}: no norm to replace at where={where!r} in {type(model).__name__}{why}')
+    report.model = model if inplace else copy.deepcopy(model)
+    replaced = {}
+    for name, norm in names.items():
+        if norm not in chosen:
+            report.kept[name] = reasons[name] if name in wanted else f'not at where={where!r}'
+            continue
+        norm = report.model.get_submodule(name)
+        if norm not in replaced:
+            replaced[norm] = make(norm)
+        report.changed[name] = f'{_title(norm)} -> {replaced[norm][1]}'
+    replace_modules(report.model, {norm: layer for norm, (layer, _) in replaced.items()})
     return report
 
 
@@ -113,7 +160,7 @@ def _norms(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _wanted(model: nn.Module, norms: dict[str, nn.Module], where: Where) -> set[str]:
+def _wanted(function: str, model: nn.Module, norms: dict[str, nn.Module], where: Where) -> set[str]:
     """Names of the norms that ``where`` means."""
     if where == 'all':
         return set(norms)
@@ -130,13 +177,13 @@ def _wanted(model: nn.Module, norms: dict[str, nn.Module], where: Where) -> set[
         try:
             pattern = re.compile(where)
         except re.error as error:
-            raise ValueError(f'enhance: where={where!r} is no regular expression: {error}') from error
+            raise ValueError(f'{function}: where={where!r} is no regular expression: {error}') from error
         return {name for name in norms if pattern.search(name)}
     if callable(where):
         return {name for name, module in norms.items() if where(name, module)}
     raise ValueError(
-        f"enhance: where must be letters of {POSITIONS!r} such as 'C' or 'AC', 'all', a regular expression on module "
-        f'names, or a function of name and module, got {where!r}'
+        f"{function}: where must be letters of {POSITIONS!r} such as 'C' or 'AC', 'all', a regular expression on "
+        f'module names, or a function of name and module, got {where!r}'
     )
 
 
@@ -160,44 +207,16 @@ def _title(norm: nn.Module) -> str:
     return f'{type(norm).__name__}({channels})'
 
 
-def _describe(model: nn.Module, norms: dict[str, nn.Module], wanted: set[str], reasons: dict[str, str]) -> str:
-    refused = sorted({reasons[name] for name in wanted if reasons.get(name)})
-    if refused:
-        return f'{type(model).__name__}: {"; ".join(refused)}'
-    return f'{type(model).__name__}, whose norms are {_some(list(norms)) or "none"}'
-
-
 def _some(names: list[str]) -> str:
     return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
-def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some, wherever in ``model`` they stand."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() hides the second name of a shared one
             if child in replaced:
                 setattr(parent, name, replaced[child])
-
-
-def insert_bn_conv(model: nn.Module, k: int = 3, where: Where = 'C') -> Report:
-    """Put :class:`BNConv` in the place of batch norms, in place: the paper's counter-example (Table 11).
-
-    Not the same function: each norm is kept, and followed by ReLU and a fresh depthwise convolution.
-
-    Args and errors: As :func:`enhance`.
-    """
-    norms = _norms(model)
-    wanted = _wanted(model, norms, where)
-    replaced = {m: BNConv.from_norm(m, k) for n, m in norms.items() if n in wanted and type(m) is nn.BatchNorm2d}
-    if not replaced:
-        raise ValueError(f'insert_bn_conv: no BatchNorm2d at where={where!r} in {_describe(model, norms, wanted, {})}')
-    report = Report('replaced', model)
-    for name, norm in norms.items():
-        if norm in replaced:
-            report.changed[name] = f'{_title(norm)} -> BNConv-{k}'
-        else:
-            report.kept[name] = f'not at where={where!r}' if name not in wanted else 'no BatchNorm2d'
-    _replace(model, replaced)
-    return report
 
 
 @MODELS.register_module(name='WithBNET')
@@ -230,23 +249,32 @@ def build_enhanced(base: str, bnet: dict | None, frelu: bool = False, **kwargs: 
     if frelu:
         use_frelu(model)
     if bnet is not None:
-        _enhance_and_log(model, insert_bn_conv if kind == 'BNConv' else enhance, options)
+        report = (insert_bn_conv if kind == 'BNConv' else enhance)(model, **options)
+        frozen = sum('frozen' in done for done in report.changed.values())
+        print_log(
+            f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
+            + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
+            logger='current',
+        )
+        _adapt_host(model)
     return model
 
 
-def _enhance_and_log(model: nn.Module, change: Callable[..., Report], options: dict) -> None:
-    """Change the norms, and adapt what hosts do to norms by other ways than their methods."""
-    report = change(model, **options)
-    frozen = sum('frozen' in done for done in report.changed.values())
-    print_log(
-        f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
-        + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
-        logger='current',
-    )
+def _adapt_host(model: nn.Module) -> None:
+    """Change what hosts do to norms by other ways than the norms' methods.
+
+    ``zero_init_residual`` reaches a BNET at C, which mmdet's and mmseg's ResNeXt forget; only where nothing pretrained
+    is read: the host says that by a single ``init_cfg``, its own defaults are a list. And mmaction's ResNet, which
+    reads torchvision's files by itself, reads norms by ``load_state_dict``.
+    """
+    networks = [m for m in model.modules() if getattr(m, 'zero_init_residual', False)]
+    blocks = [m for network in networks if not isinstance(network.init_cfg, dict) for m in network.modules()]
+    for block in blocks:
+        for name in norm_names(block).get('C', ()):
+            if isinstance(block.get_submodule(name), BNET) and getattr(block, 'init_cfg', False) is None:
+                block.init_cfg = dict(type='Constant', val=0, override=dict(name=name))
     for module in model.modules():
-        if getattr(module, 'zero_init_residual', False) and not isinstance(module.init_cfg, dict):
-            _zero_init_last_norm(module)
-        if hasattr(module, '_load_bn_params'):  # mmaction's ResNet reads torchvision's files by itself
+        if hasattr(module, '_load_bn_params'):
             module._load_bn_params = _load_torchvision_norm
 
 
@@ -256,14 +284,3 @@ def _load_torchvision_norm(norm: nn.Module, state_dict: dict, name: str, loaded_
     found = {key: original for key, original in host_keys.items() if key.startswith(f'{name}.')}
     norm.load_state_dict({key[len(name) + 1 :]: state_dict[original] for key, original in found.items()})
     loaded_names.extend(found.values())
-
-
-def _zero_init_last_norm(model: nn.Module) -> None:
-    """Make ``zero_init_residual`` reach a BNET at C: mmdet's and mmseg's ResNeXt ignore the option.
-
-    Only where nothing pretrained is read: the host says that by a single ``init_cfg``, its own defaults are a list.
-    """
-    for block in model.modules():
-        for last_norm in norm_names(block).get('C', ()):
-            if isinstance(block.get_submodule(last_norm), BNET) and getattr(block, 'init_cfg', False) is None:
-                block.init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))

@@ -40,21 +40,29 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
     Args:
         model: Any torch model in evaluation mode.
         inplace: Change ``model`` itself; False for a copy.
-        inputs: Arguments to call the model with. If given, its outputs before and after are compared as well.
+        inputs: Arguments to call the model with. If given, a copy is folded first and its outputs are compared.
 
     Returns:
         A report: which norms were folded, and which not and why.
 
     Raises:
-        ValueError: If the model or one of its norms is in training mode (the model is as it was), or if it does not
-            compute the same on ``inputs`` (with ``inplace`` it is changed).
+        ValueError: If the model or one of its norms is in training mode, or if it does not compute the same on
+            ``inputs``; the model is as it was.
     """
     training = [name for name, module in model.named_modules() if module.training and (is_norm(module) or not name)]
     if training:
         raise ValueError(
             f'fold: the model must be in evaluation mode, call eval(); {training[0] or "it"} is in training mode'
         )
-    before = None if inputs is None else _outputs(model, *inputs)
+    if inputs is not None:
+        trial = fold(model, inplace=False)
+        if not _same(_outputs(model, *inputs), _outputs(trial.model, *inputs)):
+            raise ValueError(
+                'fold: the folded model does not compute the same on inputs: a part of it is not called as a whole, or '
+                'uses the output of a convolution besides its norm'
+            )
+        if not inplace:
+            return trial
     report = Report('folded', model if inplace else copy.deepcopy(model))
     model = report.model
     names = {module: name for name, module in model.named_modules()}
@@ -74,11 +82,6 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
                 if not reasons[pair.norm]:
                     report.changed[names[pair.norm]] = _what_was_done(pair, names[pair.conv])
     report.kept = {names[norm]: reason for norm, reason in reasons.items() if reason}
-    if before is not None and not _same(before, _outputs(model, *inputs)):
-        raise ValueError(
-            'fold: the folded model does not compute the same on inputs: a part of it is not called as a whole, or '
-            'uses the output of a convolution besides its norm'
-        )
     return report
 
 
@@ -121,9 +124,10 @@ def _shared(model: nn.Module) -> set[nn.Module]:
 def _why_not(norm: nn.Module) -> str:
     """Why this norm cannot be folded at all; empty if it can."""
     normalizer = norm.norm if isinstance(norm, BNET) else norm
-    if not isinstance(normalizer, BatchNorm) and not is_foreign_sync_batch_norm(normalizer):
+    foreign = is_foreign_sync_batch_norm(normalizer)
+    if not foreign and not isinstance(normalizer, BatchNorm):
         return f'{type(normalizer).__name__} takes statistics from its input'
-    if type(normalizer).forward not in BATCH_NORM_FORWARDS and not is_foreign_sync_batch_norm(normalizer):
+    if not foreign and type(normalizer).forward not in BATCH_NORM_FORWARDS:
         return f'{type(normalizer).__name__} has a forward of its own'
     if normalizer.running_mean is None:
         return f'{type(normalizer).__name__} tracks no running statistics'
