@@ -15,14 +15,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, DictAction
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 import bnet_mm.compat  # noqa: F401  (mends installed libraries, before anything else imports them)
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
+from bnet_mm.norms.normalizers import is_foreign_sync_batch_norm
+from bnet_mm.norms.sync_batch_norm import SyncBatchNorm, world_size
+from bnet_mm.surgery.enhance import replace_modules
 
 # What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
 OTHER_KEYS = (
@@ -193,11 +196,38 @@ def resume_from(cfg: Config, resume: str | None) -> None:
     cfg.load_from = None if resume == 'auto' else resume
 
 
+class AffineSyncBatchNorm(SyncBatchNorm):
+    """Stands for torch's or mmcv's SyncBatchNorm on a CPU, with its parameters and the keys of its state dict."""
+
+    @classmethod
+    def from_host(cls, norm: nn.Module) -> AffineSyncBatchNorm:
+        layer = super().from_host(norm)
+        layer.affine, layer.weight, layer.bias = norm.affine, norm.weight, norm.bias
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if not self.affine or not self.training or world_size(self.process_group) == 1:
+            return y  # batch norm has applied the affine
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape)).to(x.dtype)
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """For processes without GPU, where the libraries' synchronised batch norms do not run."""
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        norms = [norm for norm in module.modules() if is_foreign_sync_batch_norm(norm)]
+        replace_modules(module, {norm: AffineSyncBatchNorm.from_host(norm) for norm in norms})
+        super().__init__(module, **options)
+
+
 def start_process_group(cfg: Config) -> None:
     """Make a distributed job run without CUDA (gloo).
 
     mmengine calls ``torch.cuda.set_device`` before it starts a process group and gives DDP a device id; neither works
-    without CUDA, so here the group is started first, which mmengine accepts, and DDP is told that there is no device.
+    without CUDA, so here the group is started first, which mmengine accepts, and DDP is one for CPUs.
     """
     if cfg.launcher == 'none':
         return
@@ -210,7 +240,7 @@ def start_process_group(cfg: Config) -> None:
         raise UserError(f'--launcher {cfg.launcher} needs CUDA; without it, use tools/dist_train.sh or dist_test.sh')
     dist.init_process_group('gloo')
     wrapper = dict(
-        type='MMDistributedDataParallel',
+        type='CPUDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
@@ -225,6 +255,10 @@ class CheckedRunner(Runner):
     """
 
     strict_loading = False
+
+    def _init_model_weights(self) -> None:
+        with clear_errors('the weights of the model cannot be initialised'):
+            super()._init_model_weights()
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         model = self.model

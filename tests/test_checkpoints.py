@@ -1,6 +1,7 @@
 """Every layout loads everywhere a checkpoint can be loaded, completely, and with the right function."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -320,6 +321,65 @@ def test_loading_leaves_the_callers_state_dict_alone():
     assert list(checkpoint['state_dict']) == list(before)
 
 
+# ------------------------------------------------------------------------------------------ pretrained weights
+
+
+def test_pretrained_file_of_which_nothing_fits_is_refused(tmp_path):
+    """Plain BN models too; the model is as it was; the message has file, keys looked for, keys found, and a cure."""
+    classifier = {f'backbone.{name}': v for name, v in MODELS.build(backbone_cfg(bnet=False)).state_dict().items()}
+    wide = MODELS.build(dict(backbone_cfg(bnet=False), base_channels=12, stem_channels=12)).state_dict()
+    norms = {name: v for name, v in MODELS.build(backbone_cfg(bnet=False)).state_dict().items() if v.dim() < 2}
+    files = [
+        (classifier, 'the file has backbone.conv1.weight (8, 3, 7, 7), ', "say prefix='backbone' in init_cfg"),
+        (wide, 'the file has conv1.weight (12, 3, 7, 7), ', 'more'),
+        (norms, 'the file has bn1.weight (8,), bn1.bias (8,), bn1.running_mean (8,) and ', 'more'),
+        ({}, 'the file has no tensor', 'no tensor'),
+    ]
+    for bnet in (True, False):
+        for state_dict, found, end in files:
+            path = save(dict(state_dict=state_dict), tmp_path / 'other.pth')
+            model = MODELS.build(backbone_cfg(bnet=bnet, init_cfg=dict(type='Pretrained', checkpoint=path)))
+            before = copy.deepcopy(model.state_dict())
+            with pytest.raises(CheckpointError) as error:
+                model.init_weights()
+            text = str(error.value)
+            assert text.startswith(f'pretrained weights {path}: nothing in this file fits ResNet, which looked for ')
+            assert found in text and text.endswith(end) and 'looked for conv1.weight (8, 3, 7, 7), layer1' in text
+            assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_pretrained_prefix(tmp_path):
+    """What the message proposes works; a prefix that no key has is refused with the name of the file."""
+    plain = reference.randomise(MODELS.build(backbone_cfg(bnet=False)))
+    path = save({f'backbone.{name}': value for name, value in plain.state_dict().items()}, tmp_path / 'a.pth')
+    model = MODELS.build(dict(backbone_cfg(), init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone')))
+    model.init_weights()
+    assert torch.equal(model.layer1[0].bn3.weight, plain.layer1[0].bn3.weight)
+    model = MODELS.build(dict(backbone_cfg(), init_cfg=dict(type='Pretrained', checkpoint=path, prefix='neck')))
+    with pytest.raises(CheckpointError, match=f'pretrained weights {path}: neck. is not in the pretrained model'):
+        model.init_weights()
+
+
+def test_pretrained_file_of_a_part_is_accepted(tmp_path, leftovers):
+    weight = torch.randn(WIDTH, 3, 7, 7)
+    path = save({'conv1.weight': weight, 'fc.weight': torch.zeros(2, 2)}, tmp_path / 'a.pth')
+    model = by_pretrained(backbone_cfg(bnet=False), path)
+    assert torch.equal(model.conv1.weight, weight) and len(leftovers()) == 1
+
+
+def test_pretrained_file_that_mmaction_cannot_use_is_one_sentence(tmp_path):
+    """It reads torchvision's layout by itself; our runner says what was being done."""
+    from bnet_mm.launch import CheckedRunner, UserError
+
+    import_host_models('mmaction')
+    path = save({'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}, tmp_path / 'a.pth')
+    runner = object.__new__(CheckedRunner)
+    with DefaultScope.overwrite_default_scope('mmaction'):
+        runner.model = MODELS.build(dict(type='ResNet', depth=18, pretrained=path, norm_eval=False))
+    with pytest.raises(UserError, match='the weights of the model cannot be initialised: KeyError: conv1.weight'):
+        runner._init_model_weights()
+
+
 # ------------------------------------------------------------------------------------------------ conversion tool
 
 
@@ -365,6 +425,25 @@ def test_conversion_writes_nothing_on_leftovers(tmp_path, change, message):
     done = convert(save(checkpoint, tmp_path / 'in.pth'), tmp_path / 'out.pth')
     assert done.returncode != 0 and message in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ['in.pth']
+
+
+@pytest.mark.parametrize('state_dict, message', [
+    ({'fc.weight': torch.zeros(2, 2), 'fc.bias': torch.zeros(2)},
+     "has no tensor below 'backbone.', as a classifier has; its first are fc.weight, fc.bias"),
+    ({}, 'holds no state_dict of tensors'),
+    (None, 'in.pth does not exist'),
+])  # fmt: skip
+def test_backbone_of_something_else(tmp_path, state_dict, message):
+    """That it works is tested with the command of configs/README.md, in test_models.py."""
+    if state_dict is not None:
+        save(dict(state_dict=state_dict), tmp_path / 'in.pth')
+    done = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--backbone')
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not [name for name in os.listdir(tmp_path) if name != 'in.pth']
+    save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'in.pth')
+    (tmp_path / 'out.pth').write_text('mine')
+    done = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--backbone')
+    assert done.returncode == 1 and 'exists already' in done.stderr and (tmp_path / 'out.pth').read_text() == 'mine'
 
 
 def test_conversion_of_something_else(tmp_path):

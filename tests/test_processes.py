@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bnet_mm import BNET, CBN, SyncSN
+from bnet_mm.launch import AffineSyncBatchNorm
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
 
 STEPS, SIZES = 3, [(1, 4), (3, 2), (2, 0)]  # images of each process in each step; an empty batch as well
@@ -28,6 +29,7 @@ CASES = {
     'BNET over SyncBN, no tracking': lambda: BNET(5, k=3, norm=dict(type='SyncBN', track_running_stats=False)),
     'BNET converted': lambda: converted(BNET(5, k=3)),
     'SyncBatchNorm': lambda: SyncBatchNorm(5, eps=1e-2),
+    'torch SyncBatchNorm without GPU': lambda: AffineSyncBatchNorm.from_host(nn.SyncBatchNorm(5, eps=1e-2)),
     'SyncSN': lambda: SyncSN(5),
     'SyncSN, average': lambda: SyncSN(5, using_moving_average=False),
     'BNET over SyncSN': lambda: BNET(5, k=3, norm='SyncSN'),

@@ -334,6 +334,15 @@ def test_bad_checkpoint(shapes, trained, tmp_path, make, message):
     assert_one_clear_sentence(test(shapes, checkpoint, tmp_path / 'w'), message)
 
 
+def test_pretrained_weights_of_another_network_are_refused(shapes, trained, tmp_path):
+    path = other_architecture(trained, tmp_path)
+    text = f"model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='{path}')))"
+    done = train(shapes, tmp_path / 'w', config=config_with(tmp_path, text))
+    assert_one_clear_sentence(done, f'pretrained weights {path}: nothing in this file fits ResNet')
+    assert "say prefix='other.backbone' in init_cfg" in done.stderr
+    assert not list((tmp_path / 'w').rglob('*.pth'))
+
+
 def test_fine_tuning_from_another_architecture_is_refused(shapes, trained, tmp_path):
     done = train(shapes, tmp_path / 'w', cfg=[f'load_from={other_architecture(trained, tmp_path)}'])
     assert_one_clear_sentence(done, 'no tensor in it fits')
@@ -368,8 +377,9 @@ def test_installer_names_what_is_wrong(tmp_path, python, message):
     assert not (tmp_path / '.venv').exists()
 
 
-def test_one_entry_serves_mmseg_configs_too(tmp_path):
-    """A PSPNet with BNET, trained and evaluated by the same two tools."""
+@pytest.fixture
+def segmentation(tmp_path):
+    """Data and config of a PSPNet with BNET in its backbone; of the norms elsewhere, the type is an argument."""
     if not is_installed('mmsegmentation'):
         pytest.skip('mmengine finds mmseg:: configs only under the distribution name mmsegmentation')
     generator = np.random.default_rng(0)
@@ -377,11 +387,12 @@ def test_one_entry_serves_mmseg_configs_too(tmp_path):
         (tmp_path / folder).mkdir()
         for i in range(4):
             cv2.imwrite(str(tmp_path / folder / f'{i}.png'), generator.integers(0, high, shape).astype(np.uint8))
-    config = tmp_path / 'psp.py'
-    config.write_text(f"""
+
+    def config(norm):
+        (tmp_path / 'psp.py').write_text(f"""
 _base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)
-norm = dict(type='BN')
+norm = dict(type='{norm}')
 head = dict(num_classes=2, norm_cfg=norm)
 model = dict(
     pretrained=None, data_preprocessor=dict(size=(32, 32)), decode_head=head, auxiliary_head=head,
@@ -400,6 +411,14 @@ train_dataloader = val_dataloader = test_dataloader = loader
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """)
+        return tmp_path / 'psp.py'
+
+    return config
+
+
+def test_one_entry_serves_mmseg_configs_too(segmentation, tmp_path):
+    """A PSPNet with BNET, trained and evaluated by the same two tools."""
+    config = segmentation('BN')
     done = run('tools/train.py', config, '--work-dir', tmp_path / 'w')
     assert done.returncode == 0, done.stderr[-3000:]
     done = run(
@@ -408,3 +427,18 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'mIoU' in metrics(tmp_path / 't')
     assert len(list((tmp_path / 't' / 'vis').rglob('*.png'))) == 4
+
+
+def test_synchronised_batch_norm_in_two_processes_without_gpu(segmentation, tmp_path):
+    """As mmseg's configs have it: with one image in each process, and a checkpoint for torch's SyncBatchNorm."""
+    config = segmentation('SyncBN')
+    done = run('tools/dist_train.sh', config, 2, '--work-dir', tmp_path / 'w', '--cfg-options',
+               'train_dataloader.batch_size=1')  # fmt: skip
+    assert [line['step'] for line in scalars(tmp_path / 'w') if 'loss' in line] == [1, 2], done.stderr[-3000:]
+    state_dict = torch.load(tmp_path / 'w' / 'iter_2.pth', weights_only=False)['state_dict']
+    layer, prefix = torch.nn.SyncBatchNorm(128), 'decode_head.bottleneck.bn.'
+    layer.load_state_dict({name[len(prefix) :]: v for name, v in state_dict.items() if name.startswith(prefix)})
+    assert layer.num_batches_tracked == 2 and layer.running_mean.any()
+    done = run('tools/test.py', config, tmp_path / 'w' / 'iter_2.pth', '--work-dir', tmp_path / 't')
+    assert done.returncode == 0 and 'mIoU' in metrics(tmp_path / 't'), done.stderr[-3000:]
+    assert scalars(tmp_path / 'w')[-1]['mIoU'] == pytest.approx(metrics(tmp_path / 't')['mIoU'], abs=0.01)

@@ -1,7 +1,11 @@
-"""Convert a released BNET checkpoint: python tools/convert_checkpoint.py IN OUT
+"""Convert a checkpoint: python tools/convert_checkpoint.py IN OUT [--backbone]
 
-Not needed for use, since the layers read the official layouts themselves; it makes a file in our own layout and shows
-what became of every key. Writes nothing and exits with 1 if a BNET key is left over.
+Without option, a released BNET checkpoint. Not needed for use, since the layers read the official layouts themselves;
+it makes a file in our own layout and shows what became of every key. Writes nothing and exits with 1 if a BNET key is
+left over.
+
+With --backbone, a classifier's checkpoint (mmpretrain): its backbone alone, under the names that the other configs'
+init_cfg=dict(type='Pretrained') reads.
 """
 
 from __future__ import annotations
@@ -9,19 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bnet_mm.checkpoint.convert import convert_file
+from bnet_mm.checkpoint.convert import convert_file, write_backbone
 from bnet_mm.checkpoint.layouts import CheckpointError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('source', metavar='IN', help='released checkpoint (ImageNet or detection)')
-    parser.add_argument('target', metavar='OUT', help='file to write; must not exist')
-    args = parser.parse_args()
-    try:
-        result, left_out = convert_file(args.source, args.target)
-    except (CheckpointError, OSError) as error:
-        sys.exit(f'error: {error}')
+def convert(source: str, target: str) -> None:
+    result, left_out = convert_file(source, target)
     print(f'renamed ({len(result.renamed)}):')
     for old, new in result.renamed.items():
         print(f'  {old} -> {new}')
@@ -34,7 +31,23 @@ def main() -> None:
     if left_out:
         print(f'not carried over, since they belong to the other training code: {", ".join(left_out)}')
     if result.unmatched:
-        sys.exit(f'error: {len(result.unmatched)} keys unmatched; {args.target} was not written')
+        sys.exit(f'error: {len(result.unmatched)} keys unmatched; {target} was not written')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', metavar='IN', help="released checkpoint, or with --backbone a classifier's")
+    parser.add_argument('target', metavar='OUT', help='file to write; must not exist')
+    parser.add_argument('--backbone', action='store_true', help='write the backbone of a classifier alone')
+    args = parser.parse_args()
+    try:
+        if args.backbone:
+            kept, left_out = write_backbone(args.source, args.target)
+            print(f'kept {len(kept)} tensors of the backbone; left out: {", ".join(left_out) or "none"}')
+        else:
+            convert(args.source, args.target)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f'error: {error}')
     print(f'wrote {args.target}')
 
 

@@ -1,4 +1,4 @@
-"""Explicit conversion of a released (official) BNET checkpoint into our layout."""
+"""Explicit conversion of checkpoints: a released (official) one into our layout, a classifier into its backbone."""
 
 from __future__ import annotations
 
@@ -72,22 +72,51 @@ def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
         CheckpointError: If ``source`` is not a checkpoint with official BNET layers.
     """
     check_target(target)
-    checkpoint = load_checkpoint_file(source, map_location='cpu')
-    state_dict = checkpoint.get('state_dict', checkpoint)
-    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise CheckpointError(f'{source} holds no state_dict of tensors')
+    state_dict, entries = _read(source)
     result = convert_state_dict(state_dict)
     if not result.renamed and not result.unmatched:
         raise CheckpointError(
             f'{source} has no official BNET layer (bnet<i>.* or bnconv<i>.*), so there is nothing to convert: BN '
             'checkpoints and checkpoints of bnet_mm load as they are'
         )
-    entries = {} if state_dict is checkpoint else checkpoint
     left_out = [name for name in entries if name not in ('state_dict', 'meta')]
     if not result.unmatched:
-        meta = {**entries.get('meta', {}), 'converted_from': Path(source).name}
-        write_checkpoint(target, {'meta': meta, 'state_dict': result.state_dict})
+        _write(target, source, entries, result.state_dict)
     return result, left_out
+
+
+def write_backbone(source: str, target: str, prefix: str = 'backbone.') -> tuple[list[str], list[str]]:
+    """Write the tensors of ``source`` below ``prefix``, without it: what ``init_cfg=dict(type='Pretrained')`` reads.
+
+    Returns:
+        The names of the tensors as they are written, and the names of those that are left out.
+
+    Raises:
+        FileNotFoundError, FileExistsError: As :func:`convert_file`.
+        CheckpointError: If ``source`` has no such tensor.
+    """
+    check_target(target)
+    state_dict, entries = _read(source)
+    kept = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    if not kept:
+        some = ', '.join(list(state_dict)[:3])
+        raise CheckpointError(f"{source} has no tensor below '{prefix}', as a classifier has; its first are {some}")
+    _write(target, source, entries, OrderedDict(kept))
+    return list(kept), [name for name in state_dict if not name.startswith(prefix)]
+
+
+def _read(source: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """The state dict of a checkpoint file, and the file's entries if the state dict is one of them."""
+    checkpoint = load_checkpoint_file(source, map_location='cpu')
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError(f'{source} holds no state_dict of tensors')
+    return state_dict, {} if state_dict is checkpoint else checkpoint
+
+
+def _write(target: str, source: str, entries: dict, state_dict: OrderedDict) -> None:
+    meta = {**entries.get('meta', {}), 'converted_from': Path(source).name}
+    write_checkpoint(target, {'meta': meta, 'state_dict': state_dict})
 
 
 def check_target(path: str) -> None:
