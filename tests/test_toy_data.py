@@ -8,7 +8,7 @@ import pytest
 from hosts import import_host_models
 from paths import REPO
 
-LAYOUTS = ['coco', 'cityscapes', 'voc2012', 'ucf101', 'imagenet']
+LAYOUTS = ['coco', 'cityscapes', 'voc', 'ucf101', 'imagenet']
 
 
 def make(layout, folder, *options):
@@ -87,7 +87,7 @@ def test_segmentation_data_sets(data):
     for part, number in [('train', 6), ('aug', 12), ('val', 7)]:
         folder = 'SegmentationClassAug' if part == 'aug' else 'SegmentationClass'
         prefix = dict(img_path='JPEGImages', seg_map_path=folder)
-        options = dict(data_root=str(data / 'voc2012/VOCdevkit/VOC2012'), data_prefix=prefix)
+        options = dict(data_root=str(data / 'voc/VOCdevkit/VOC2012'), data_prefix=prefix)
         found = labels(PascalVOCDataset(ann_file=f'ImageSets/Segmentation/{part}.txt', **options), number)
         assert {0, 255} < found <= {0, 1, 2, 3, 255}
 

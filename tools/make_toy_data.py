@@ -4,7 +4,7 @@ All show shapes on textured backgrounds, so that small models can learn them.
 coco: instances (polygons, areas, boxes of what is visible; some images with a crowd, some with nothing) in
     train2017/, val2017/ and annotations/instances_{train,val}2017.json.
 cityscapes: leftImg8bit/ and gtFine/*_labelTrainIds.png, one city each in train/ and val/.
-voc2012: VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, SegmentationClassAug/ and the lists train, aug, val.
+voc: VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, SegmentationClassAug/ and the lists train, aug, val.
 ucf101: videos/<class>/v_<class>_gXX_cYY.avi of moving shapes; the official lists in ucfTrainTestlist/, and those that
     mmaction2 makes of them, ucf101_{train,val}_split_1_videos.txt.
 imagenet: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and meta/{train,val}.txt.
@@ -149,7 +149,7 @@ def write_cityscapes(root: Path, counts: dict[str, int], size: int, seed: int) -
             write_image(root / 'gtFine' / split / city / f'{stem}_gtFine_labelTrainIds.png', labels)
 
 
-def write_voc2012(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+def write_voc(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
     """Shapes are classes 1 to 3. A third of the training images is in train.txt, the others are the augmentation."""
     voc = root / 'VOCdevkit' / 'VOC2012'
     names: dict[str, list[str]] = dict(train=[], aug=[], val=[])
@@ -228,7 +228,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 LAYOUTS = dict(
-    coco=write_coco, cityscapes=write_cityscapes, voc2012=write_voc2012, ucf101=write_ucf101, imagenet=write_imagenet
+    coco=write_coco, cityscapes=write_cityscapes, voc=write_voc, ucf101=write_ucf101, imagenet=write_imagenet
 )
 
 
