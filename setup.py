@@ -1,7 +1,12 @@
-"""Package metadata. The OpenMMLab frameworks are extras: the maintained forks have other names, same imports."""
+"""Package metadata. The OpenMMLab frameworks are extras: the maintained forks have other names, same imports.
+
+The CPU kernels (bnet_mm/ops/csrc) are compiled where torch and a C++ compiler are at hand; otherwise the package is
+pure Python and runs on torch's own operators. torch is only at hand with `pip install --no-build-isolation`.
+"""
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -36,6 +41,32 @@ class BuildWithConfigs(build_py):
         shutil.copy(ROOT / 'model-index.yml', mim)
 
 
+def extensions() -> dict:
+    """The compiled CPU kernels as arguments of setup(), or a line that says why there are none."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        print(
+            'bnet_mm: no torch at hand (use --no-build-isolation), so no CPU kernels; plain torch is used',
+            file=sys.stderr,
+        )
+        return {}
+
+    class BuildIfPossible(BuildExtension):
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:  # whatever the compiler or its absence raises
+                print(f'bnet_mm: the CPU kernels could not be compiled, plain torch is used: {error}', file=sys.stderr)
+                self.extensions = []
+
+    # OpenMP at compile time only: the library that torch has loaded serves the extension, too.
+    flags = ['-O3', '-g0', '-fopenmp'] if sys.platform == 'linux' else ['-O3', '-g0']
+    kernels = CppExtension('bnet_mm._cpu', ['bnet_mm/ops/csrc/bnet_cpu.cpp'], extra_compile_args=flags)
+    return dict(ext_modules=[kernels], cmdclass={'build_ext': BuildIfPossible})
+
+
+extension = extensions()
 setup(
     name='bnet_mm',
     version=VERSION,
@@ -47,5 +78,7 @@ setup(
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
-    cmdclass={'build_py': BuildWithConfigs},
+    package_data={'bnet_mm': ['ops/csrc/*']},
+    ext_modules=extension.get('ext_modules', []),
+    cmdclass={'build_py': BuildWithConfigs, **extension.get('cmdclass', {})},
 )

@@ -89,7 +89,7 @@ def test_statistics_are_batch_norms(momentum, track):
         torch.testing.assert_close(layer(x), bn(x))
     assert layer.norm.state_dict().keys() == bn.state_dict().keys()
     for name, value in bn.state_dict().items():
-        assert torch.equal(layer.norm.state_dict()[name], value), name
+        torch.testing.assert_close(layer.norm.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=name)
     layer.eval(), bn.eval()
     torch.testing.assert_close(layer(x), bn(x))
 

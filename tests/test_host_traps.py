@@ -229,7 +229,7 @@ def test_hosts_may_write_to_every_batch_norm():
     assert list(layer.state_dict()) == list(twin.state_dict()) and all(p.requires_grad for p in layer.parameters())
     traced = torch.fx.symbolic_trace(nn.Sequential(layer.train()))
     layer.eval()
-    assert torch.equal(traced(x), twin(x))  # the training flag is not part of the trace
+    torch.testing.assert_close(traced(x), twin(x))  # the training flag is not part of the trace
 
 
 def test_mmactions_own_reader_of_torchvision_files(tmp_path):

@@ -83,7 +83,7 @@ def test_enhanced_norm_starts_as_the_norm(norm):
         enhanced = BNET.from_norm(plain.train(training), k=3)
         torch.testing.assert_close(enhanced(x), untouched(x), rtol=1e-5, atol=1e-5)
         for name, value in enhanced.norm.state_dict().items():
-            assert torch.equal(value, untouched.state_dict()[name]), name
+            torch.testing.assert_close(value, untouched.state_dict()[name], rtol=1e-6, atol=1e-6, msg=name)
         assert enhanced.norm.training == enhanced.training == training
 
 

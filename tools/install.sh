@@ -9,7 +9,7 @@ say() { echo "[install] $*"; }
 
 VENV=.venv
 LOG=$VENV/install.log
-DONE=$VENV/installed-$(cat constraints.txt setup.py tools/install.sh | sha256sum | cut -c1-16)
+DONE=$VENV/installed-$(cat constraints.txt setup.py tools/install.sh bnet_mm/ops/csrc/* | sha256sum | cut -c1-16)
 [ -f "$DONE" ] && exit 0
 
 PYTHON=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
@@ -54,10 +54,11 @@ if ! "$VENV/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
     "$VENV/bin/python" -c 'import mmcv.ops' 2>>"$LOG" || fail "mmcv is installed but mmcv.ops cannot be imported; see $LOG"
 fi
 
-say "4/4 mmdet, mmsegmentation, mmaction2, mmpretrain, test tools, bnet_mm ($((SECONDS - START)) s so far)"
+say "4/4 mmdet, mmsegmentation, mmaction2, mmpretrain, test tools, bnet_mm with its kernels ($((SECONDS - START)) s so far)"
 install mmdet mmsegmentation mmaction2 mmpretrain ftfy regex psutil pytest pytest-cov ruff hypothesis rich matplotlib \
     onnx onnxruntime onnxscript torchvision
 install --no-build-isolation --no-deps -e .
 "$VENV/bin/python" -c 'import bnet_mm, mmdet, mmseg' 2>>"$LOG" || fail "bnet_mm cannot be imported; see $LOG"
+say "CPU kernels: $("$VENV/bin/python" -c 'from bnet_mm.ops import backend_report; print(backend_report()["cpp"])')"
 touch "$DONE"
 say "done in $((SECONDS - START)) s"

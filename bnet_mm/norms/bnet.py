@@ -19,8 +19,16 @@ from torch import Tensor, nn
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
 from bnet_mm.norms.arguments import check_positive_int
 from bnet_mm.norms.cross_iteration_bn import CBN
-from bnet_mm.norms.normalizers import build_normalizer, is_foreign_sync_batch_norm, with_affine, without_affine
+from bnet_mm.norms.normalizers import (
+    build_normalizer,
+    has_hooks,
+    is_foreign_sync_batch_norm,
+    statistics,
+    with_affine,
+    without_affine,
+)
 from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.ops import bnet, describe_backend, select_backend
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -190,7 +198,24 @@ class BNET(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
-        return self.bnconv(self.norm(x))
+        y = self._fused(x)
+        return self.bnconv(self.norm(x)) if y is None else y
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
+        if isinstance(x, torch.fx.Proxy) or has_hooks(self.bnconv):
+            return None
+        if select_backend(x, self.bnconv.k, self.bnconv.dilation) == 'reference':
+            return None
+        found = statistics(self.norm, x)
+        if found is None:
+            return None
+        x, mean, var = found
+        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
+        return bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias, dilation=self.bnconv.dilation)
+
+    def extra_repr(self) -> str:
+        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation)}'
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         adapt_bnet_keys(state_dict, prefix, self)

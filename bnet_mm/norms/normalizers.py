@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bnet_mm.norms.cross_iteration_bn import CBN
 from bnet_mm.norms.switchable_norm import SN2d, SyncSN
-from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.norms.sync_batch_norm import SyncBatchNorm, update_running_statistics
+from bnet_mm.ops import moments
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
@@ -43,6 +44,16 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
             momentum = 1 / float(self.num_batches_tracked) if tracks else 0.0
         statistics = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
         return F.batch_norm(x, *statistics, None, None, statistics[0] is None or self.training, momentum, self.eps)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`statistics`."""
+        if not self.training and self.running_mean is not None:
+            return x, self.running_mean, self.running_var
+        x, mean, var = moments(x, over_batch=True)
+        if self.training and self.track_running_stats:
+            count = x.numel() // x.shape[1]
+            update_running_statistics(self, mean, var * (count / (count - 1)))
+        return x, mean, var
 
 
 NORMALIZERS = {
@@ -88,6 +99,40 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
         return NORMALIZERS[kind](**cfg)
     except (TypeError, ValueError) as error:
         raise ValueError(f'BNET: norm={kind!r}: {error}') from error
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for calls of this module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What a normaliser without affine would normalise x (N, C, H, W) with, for the kernels of :mod:`bnet_mm.ops`.
+
+    Running statistics are updated as by a forward pass of ``norm``.
+
+    Returns:
+        x, to be used from here on in place of the argument; mean and variance, (C,) or (N, C); None if ``norm`` has to
+        be run as a module: it has forward hooks, or statistics that depend on more than x.
+    """
+    if has_hooks(norm):
+        return None
+    if isinstance(norm, nn.GroupNorm):
+        return _group_statistics(norm, x)
+    if type(norm) is nn.InstanceNorm2d and not norm.track_running_stats:
+        return moments(x, over_batch=False)
+    return norm.statistics(x) if hasattr(norm, 'statistics') else None
+
+
+def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, mean, var = moments(x, over_batch=False)
+    means, variances = mean.unflatten(1, (norm.num_groups, -1)), var.unflatten(1, (norm.num_groups, -1))
+    group_mean = means.mean(2, keepdim=True)
+    # Variance within the channels plus that of their means, not a difference of squares, which would cancel.
+    group_var = (variances + (means - group_mean).square()).mean(2, keepdim=True)
+    return x, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
 
 
 def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bnet_mm.norms.arguments import check_positive_int
 from bnet_mm.norms.sync_batch_norm import SumOverProcesses, world_size
+from bnet_mm.ops import moments
 
 
 class _SwitchableNorm(nn.Module):
@@ -97,19 +98,9 @@ class _SwitchableNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        name = type(self).__name__
-        if x.dim() != self.input_dim or x.shape[1] != self.num_features:
-            raise ValueError(
-                f'{name}: input must be {self.input_dim}-D with num_features={self.num_features} channels, got shape '
-                f'{tuple(x.shape)}'
-            )
+        self._check_input(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        means, variances = self._statistics(wide)
-        # float32 mixing weights also where the layer itself was cast to half precision
-        mean_weight = self.mean_weight.to(wide.dtype).softmax(0)
-        var_weight = self.var_weight.to(wide.dtype).softmax(0)
-        mean = sum(weight * value for weight, value in zip(mean_weight, means))
-        var = sum(weight * value for weight, value in zip(var_weight, variances))
+        mean, var = self._mix(*self._statistics(wide))
         scale = (var + self.eps).rsqrt()
         shift = -mean * scale
         if self.weight is not None:
@@ -117,10 +108,29 @@ class _SwitchableNorm(nn.Module):
         shape = [*scale.shape] + [1] * (x.dim() - 2)
         return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
 
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != self.input_dim or x.shape[1] != self.num_features:
+            raise ValueError(
+                f'{type(self).__name__}: input must be {self.input_dim}-D with num_features={self.num_features} '
+                f'channels, got shape {tuple(x.shape)}'
+            )
+
+    def _mix(self, means: list[Tensor], variances: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Their mixtures, (N, C)."""
+        # float32 mixing weights also where the layer itself was cast to half precision
+        mean_weight = self.mean_weight.to(means[0].dtype).softmax(0)
+        var_weight = self.var_weight.to(means[0].dtype).softmax(0)
+        mean = sum(weight * value for weight, value in zip(mean_weight, means))
+        return mean, sum(weight * value for weight, value in zip(var_weight, variances))
+
     def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and variances of each kind, of shapes that broadcast to (N, C)."""
-        pixels = x[0, 0].numel() if x.numel() else 1
-        var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=1 if pixels > 1 else 0)
+        var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=0)
+        return self._statistics_from(mean_in, var_in, x[0, 0].numel() if x.numel() else 1)
+
+    def _statistics_from(self, mean_in: Tensor, var_in: Tensor, pixels: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The same from mean and biased variance (N, C) of the instances."""
+        var_in = var_in * (pixels / max(1, pixels - 1))
         # Variances within instances plus the variance of their means, not a difference of squares, which would cancel.
         mean_ln = mean_in.mean(1, keepdim=True)
         var_ln = (var_in + (mean_in - mean_ln).square()).mean(1, keepdim=True)
@@ -128,7 +138,7 @@ class _SwitchableNorm(nn.Module):
             return [mean_in, mean_ln], [var_in, var_ln]
         if not self.training:
             return [mean_in, mean_ln, self.running_mean[None]], [var_in, var_ln, self.running_var[None]]
-        count = self._sum(mean_in.new_full((1, 1), len(x)))
+        count = self._sum(mean_in.new_full((1, 1), len(mean_in)))
         mean_bn = self._sum(mean_in.sum(0, keepdim=True)) / count
         var_bn = self._sum((var_in + (mean_in - mean_bn).square()).sum(0, keepdim=True)) / count
         self._track(mean_bn.detach()[0], var_bn.detach()[0])
@@ -198,6 +208,13 @@ class SN2d(_SwitchableNorm):
     """Switchable norm of (N, C, H, W): ``norm_cfg=dict(type='SN')``."""
 
     input_dim = 4
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`bnet_mm.norms.normalizers.statistics`."""
+        self._check_input(x)
+        pixels = x.shape[2] * x.shape[3]
+        x, mean_in, var_in = moments(x, over_batch=False)
+        return x, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
 
 
 class SN3d(_SwitchableNorm):

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bnet_mm.ops import moments
+
 
 def world_size(group: dist.ProcessGroup | None) -> int:
     """Number of processes that share statistics; 1 where nothing is distributed."""
@@ -35,48 +37,34 @@ class SumOverProcesses(torch.autograd.Function):
         return total, None
 
 
-class _NormalizeOverProcesses(torch.autograd.Function):
-    """``(x - mean) / sqrt(var + eps)`` with the statistics of all processes; one collective each way.
-
-    Returns the normalised x, and the mean (C,), biased variance (C,) and count () of the joined batch.
-    """
+class _JoinStatistics(torch.autograd.Function):
+    """Mean (C,), biased variance (C,) and count () of the joined batch from those of each process; one collective
+    each way."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = x.numel() // x.shape[1]
-        if count:
-            local_var, local_mean = torch.var_mean(wide, dims, correction=0)
-        else:  # an empty batch takes part in the collective and adds nothing
-            local_var = local_mean = wide.new_zeros(x.shape[1])
-        local = torch.cat([local_mean, local_var, wide.new_tensor([count])])
+    def forward(ctx, mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None):
+        local = torch.cat([mean, var, mean.new_tensor([count])])
         gathered = local.new_empty(world_size(group), local.numel())
         dist.all_gather(list(gathered), local, group=group)
-        means, variances, counts = gathered.split([x.shape[1], x.shape[1], 1], dim=1)
+        means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
         total = counts.sum()
         share = counts / total
-        mean = (share * means).sum(0)
+        joint_mean = (share * means).sum(0)
         # Deviations of the processes' means, not a difference of squares, which would cancel.
-        var = (share * (variances + (means - mean).square())).sum(0)
-        rstd = (var + eps).rsqrt()
-        ctx.group, ctx.dims, ctx.shape = group, dims, shape
-        ctx.save_for_backward(x, mean, rstd, total)
-        x_hat = ((wide - mean.view(shape)) * rstd.view(shape)).to(x.dtype)
-        ctx.mark_non_differentiable(mean, var, total)
-        return x_hat, mean, var, total
+        joint_var = (share * (variances + (means - joint_mean).square())).sum(0)
+        ctx.group, ctx.share = group, count / total
+        ctx.save_for_backward(mean - joint_mean)
+        ctx.mark_non_differentiable(total)
+        return joint_mean, joint_var, total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, None, None]:
-        x, mean, rstd, count = ctx.saved_tensors
-        gradient = gradient.to(mean.dtype)
-        x_hat = (x.to(mean.dtype) - mean.view(ctx.shape)) * rstd.view(ctx.shape)
-        sums = torch.cat([gradient.sum(ctx.dims), (gradient * x_hat).sum(ctx.dims)])
-        dist.all_reduce(sums, group=ctx.group)
-        mean_gradient, mean_product = (sums / count).view(2, -1)
-        gradient = gradient - mean_gradient.view(ctx.shape) - x_hat * mean_product.view(ctx.shape)
-        return (gradient * rstd.view(ctx.shape)).to(x.dtype), None, None
+    def backward(ctx, grad_mean: Tensor, grad_var: Tensor, _) -> tuple[Tensor, Tensor, None, None]:
+        (deviation,) = ctx.saved_tensors
+        total = torch.cat([grad_mean, grad_var])
+        dist.all_reduce(total, group=ctx.group)
+        grad_mean, grad_var = total.view(2, -1)
+        return ctx.share * (grad_mean + 2 * grad_var * deviation), ctx.share * grad_var, None, None
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -124,16 +112,32 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size(self.process_group) == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        x_hat, mean, var, count = _NormalizeOverProcesses.apply(x, self.eps, self.process_group)
+        maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1))
+        shape = (1, -1, 1, 1)
+        x_hat = (maps.to(mean.dtype) - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        return x_hat.view_as(x).to(x.dtype)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`bnet_mm.norms.normalizers.statistics`: of the joined batch in training mode."""
+        if not self.training and self.running_mean is not None:
+            return x, self.running_mean, self.running_var
+        count = x.numel() // x.shape[1]
+        if count:
+            x, mean, var = moments(x, over_batch=True)
+        else:  # an empty batch takes part in the collectives and adds nothing
+            mean = var = x.to(torch.promote_types(x.dtype, torch.float32)).sum((0, 2, 3))
+        total = count
+        if self.training and world_size(self.process_group) > 1:
+            mean, var, total = _JoinStatistics.apply(mean, var, count, self.process_group)
         # Only a process with one value or none can be part of such a batch; the others need not wait for the count.
-        if x.numel() <= x.shape[1] and count <= 1:
+        if self.training and count <= 1 and total <= 1:
             raise ValueError(
                 f'SyncBatchNorm: input must have more than one value per channel over all processes in training mode, '
-                f'got {int(count)}'
+                f'got {int(total)}'
             )
-        if self.track_running_stats:
-            update_running_statistics(self, mean, var * (count / (count - 1)))
-        return x_hat
+        if self.training and self.track_running_stats:
+            update_running_statistics(self, mean, var * (total / (total - 1)))
+        return x, mean, var
 
 
 @torch.no_grad()

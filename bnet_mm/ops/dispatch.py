@@ -1,0 +1,127 @@
+"""Which kernels run: a table of backends, and the choice among them.
+
+``BNET_MM_BACKEND`` is ``auto`` (the default), or the name of a backend; one that is named and cannot run raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnet_mm.ops import schemas  # noqa: F401  (declares torch.ops.bnet_mm)
+
+VARIABLE = 'BNET_MM_BACKEND'
+KERNEL_SIZES = (1, 3, 5, 7)
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot run."""
+
+
+class Backend(NamedTuple):
+    """An implementation of ``torch.ops.bnet_mm.*``.
+
+    device: The type of device whose tensors it takes.
+    dtypes: The dtypes of maps that it takes.
+    load: Registers the operators and returns a word on them; an ImportError or OSError says what is missing.
+    """
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    load: Callable[[], str]
+
+
+def _load_cpp() -> str:
+    from bnet_mm.ops import cpu
+
+    return cpu.load()
+
+
+def _load_triton() -> str:
+    from bnet_mm.ops import triton_kernels
+
+    return triton_kernels.load()
+
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton's kernels in Python, on a CPU, for tests
+BACKENDS = {
+    'cpp': Backend('cpu', (torch.float32, torch.bfloat16, torch.float64), _load_cpp),
+    'triton': Backend('cpu' if INTERPRETED else 'cuda', (torch.float32, torch.float16, torch.bfloat16), _load_triton),
+}
+
+
+@functools.cache
+def load_backend(name: str) -> tuple[bool, str]:
+    """Whether a backend can run here, and a word on it, or why not."""
+    try:
+        return True, BACKENDS[name].load()
+    except (ImportError, OSError) as error:
+        return False, str(error)
+
+
+def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str | None:
+    """Why this backend cannot take such a call; None if it can."""
+    backend = BACKENDS[name]
+    if device != backend.device:
+        return f'it is for {backend.device} tensors, the input is on {device}'
+    if dtype not in backend.dtypes:
+        return f'it takes {", ".join(str(d) for d in backend.dtypes)}, the input is {dtype}'
+    if k not in KERNEL_SIZES or dilation != 1:
+        return f'it takes k = 1, 3, 5, 7 without dilation, not k={k}, dilation={dilation}'
+    available, text = load_backend(name)
+    return None if available else text
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it, and does not trace into it
+def choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str:
+    """The name of the backend for such a call, 'reference' if no compiled one fits.
+
+    Raises:
+        ValueError: For an unknown choice.
+        BackendError: If the choice is a backend that cannot run this.
+    """
+    if choice not in ('auto', 'reference', *BACKENDS):
+        raise ValueError(f'{VARIABLE} must be auto, reference, {" or ".join(BACKENDS)}, got {choice!r}')
+    if choice in BACKENDS:
+        reason = refusal(choice, device, dtype, k, dilation)
+        if reason:
+            raise BackendError(f'{VARIABLE}={choice}, but this backend cannot run here: {reason}')
+        return choice
+    for name in BACKENDS if choice == 'auto' else ():
+        if refusal(name, device, dtype, k, dilation) is None:
+            return name
+    return 'reference'
+
+
+def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
+    """The name of the backend that runs :func:`bnet_mm.ops.bnet` on x: 'cpp', 'triton' or 'reference'.
+
+    Raises:
+        ValueError, BackendError: As :func:`choose`.
+    """
+    if x.numel() == 0 or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return 'reference'  # nothing to do, or a graph of torch's own operators that others can read
+    return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
+
+
+def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:
+    """The backend for maps of x's device and dtype, for a repr: never raises."""
+    try:
+        return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
+    except (ValueError, BackendError):
+        return f'none ({VARIABLE}={os.environ[VARIABLE]} cannot run here)'
+
+
+def backend_report() -> dict[str, str]:
+    """What each backend can do here: name -> 'available ...' or the reason why not."""
+    report = {'reference': 'available: plain torch, everywhere'}
+    for name, backend in BACKENDS.items():
+        available, text = load_backend(name)
+        takes = f'{backend.device}, {", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes)}'
+        report[name] = f'available: {takes}; {text}' if available else f'not available: {text}'
+    return report

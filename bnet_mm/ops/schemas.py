@@ -1,0 +1,53 @@
+"""The operators ``torch.ops.bnet_mm.*`` that the compiled backends implement, and their shapes for torch.compile.
+
+None of them is differentiable by itself; bnet.py joins them to autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library('bnet_mm', 'FRAGMENT')
+LIBRARY.define(
+    'forward(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual, bool relu) -> Tensor'
+)
+LIBRARY.define(
+    'backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, bool needs_weight, bool needs_statistics)'
+    ' -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_mean, Tensor grad_rstd)'
+)
+LIBRARY.define('moments(Tensor x, bool over_batch) -> (Tensor mean, Tensor var)')
+LIBRARY.define('moments_backward(Tensor(a!) grad_x, Tensor x, Tensor mean, Tensor grad_mean, Tensor grad_var) -> ()')
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and of all arithmetic for maps of ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def like_map(x: Tensor) -> Tensor:
+    """An empty tensor as the kernels return it: NCHW or channels_last as x, contiguous for any other strides."""
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@torch.library.register_fake('bnet_mm::forward')
+def _(x, mean, rstd, weight, bias, residual, relu):
+    return like_map(x)
+
+
+@torch.library.register_fake('bnet_mm::backward')
+def _(grad, x, mean, rstd, weight, needs_weight, needs_statistics):
+    numbers = weight.new_empty(weight.shape[0])
+    return like_map(x), torch.empty_like(weight).contiguous(), numbers, torch.empty_like(mean), torch.empty_like(rstd)
+
+
+@torch.library.register_fake('bnet_mm::moments')
+def _(x, over_batch):
+    shape = x.shape[1:2] if over_batch else x.shape[:2]
+    return x.new_empty(shape, dtype=wide_dtype(x.dtype)), x.new_empty(shape, dtype=wide_dtype(x.dtype))
+
+
+@torch.library.register_fake('bnet_mm::moments_backward')
+def _(grad_x, x, mean, grad_mean, grad_var):
+    return None
