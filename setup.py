@@ -78,7 +78,6 @@ setup(
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
-    package_data={'bnet_mm': ['ops/csrc/*']},
     ext_modules=extension.get('ext_modules', []),
     cmdclass={'build_py': BuildWithConfigs, **extension.get('cmdclass', {})},
 )

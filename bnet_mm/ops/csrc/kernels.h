@@ -47,29 +47,47 @@ inline void store_first(float* p, Vector<float>::type v, int64_t count) {
 }
 #endif
 
+// bfloat16 is the upper half of a float32; rounded to nearest even, NaN stays NaN.
+typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+inline Vector<float>::type widen(const at::BFloat16* p) {
+  const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits) << 16;
+  return reinterpret_cast<Vector<float>::type>(bits);
+}
+
+inline void narrow(at::BFloat16* p, Vector<float>::type v) {
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits kept = v == v ? rounded : Bits{} + 0x7fc0;
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(kept, Halves);
+}
+
 // The first `count` lanes as S, or all of them if `full`.
 template <bool full, typename S, typename A>
 inline void write(S* p, typename Vector<A>::type v, int64_t count) {
-  constexpr int lanes = Vector<A>::lanes;
   if constexpr (std::is_same<S, A>::value) {
     if (full) store(p, v);
     else store_first(p, v, count);
+  } else if constexpr (full) {
+    narrow(p, v);
   } else {
-    A values[lanes];
-    store(values, v);
-    for (int64_t c = 0; c < (full ? lanes : count); ++c) p[c] = static_cast<S>(values[c]);
+    S values[Vector<A>::lanes];
+    narrow(values, v);
+    std::copy_n(values, count, p);
   }
 }
 
 template <bool full, typename S, typename A>
 inline typename Vector<A>::type read(const S* p, int64_t count) {
-  constexpr int lanes = Vector<A>::lanes;
   if constexpr (std::is_same<S, A>::value) {
     return full ? load(p) : load_first(p, count);
+  } else if constexpr (full) {
+    return widen(p);
   } else {
-    A values[lanes] = {};
-    for (int64_t c = 0; c < (full ? lanes : count); ++c) values[c] = static_cast<A>(p[c]);
-    return load(values);
+    S values[Vector<A>::lanes] = {};
+    std::copy_n(p, count, values);
+    return widen(values);
   }
 }
 
@@ -398,18 +416,17 @@ struct Moments {
   static void sum(const Map<S, A, channels_last>& map, const S* x, const A* mean, double* sums) {
     const int64_t pixels = map.height * map.width;
     if (channels_last) {
-      A total[lanes], centre[lanes] = {};
-      for (int c = 0; c < map.used; ++c) centre[c] = mean[c];
-      for (int64_t start = 0; start < pixels; start += 1024) {  // terms of a lane before it joins the double sums
-        std::fill_n(total, lanes, A(0));
+      const V centre = load_first(mean, map.used);
+      A all[lanes];
+      for (int64_t start = 0; start < pixels; start += 1024) {  // terms of a lane before they join the double sums
+        V total = {};
         for (int64_t i = start; i < std::min<int64_t>(start + 1024, pixels); ++i) {
           const S* p = x + i * map.channels;
-          for (int c = 0; c < (map.used == lanes ? lanes : map.used); ++c) {
-            const A d = static_cast<A>(p[c]) - centre[c];
-            total[c] += squares ? d * d : d;
-          }
+          const V d = (map.used == lanes ? read<true, S, A>(p, lanes) : read<false, S, A>(p, map.used)) - centre;
+          total += squares ? d * d : d;
         }
-        for (int c = 0; c < map.used; ++c) sums[c] += total[c];
+        store(all, total);
+        for (int c = 0; c < map.used; ++c) sums[c] += all[c];
       }
       return;
     }
@@ -519,8 +536,15 @@ struct Loops {
       each(size, 0, [&](const auto&, int64_t n, int64_t c, int64_t at, A*) {
         const int64_t i = n * sample_stride + c;
         const A m = mean[i], b = shift[i], a = scale[i];
-        for (int64_t p = at; p < at + size.pixels(); ++p) {
-          grad_x[p] = static_cast<S>(static_cast<A>(grad_x[p]) + (b + a * (static_cast<A>(x[p]) - m)));
+        int64_t p = at;
+        for (; p + lanes <= at + size.pixels(); p += lanes) {
+          const auto part = b + a * (read<true, S, A>(x + p, lanes) - m);
+          write<true, S, A>(grad_x + p, read<true, S, A>(grad_x + p, lanes) + part, lanes);
+        }
+        const int64_t left = at + size.pixels() - p;
+        if (left) {
+          const auto part = b + a * (read<false, S, A>(x + p, left) - m);
+          write<false, S, A>(grad_x + p, read<false, S, A>(grad_x + p, left) + part, left);
         }
       });
       return;
