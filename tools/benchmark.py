@@ -7,7 +7,6 @@ are printed, and appended as rows to DIR/<what>.csv with device, versions and da
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import datetime
 import functools
@@ -21,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
-from bnet_mm.launch import UserError, build_model, load_config, run_tool
+from bnet_mm.launch import UserError, build_model, run_tool
 from bnet_mm.norms import BNET
 from bnet_mm.ops import backend_report
 from bnet_mm.ops.dispatch import VARIABLE
@@ -171,7 +171,7 @@ def benchmark_backbone(runs: int) -> list[Row]:
     nets = {k: resnet(k) for k in (None, *KERNEL_SIZES)}
     image, batch = torch.randn(1, 3, 800, 1333, device=device()), torch.randn(8, 3, 224, 224, device=device())
     rows = timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k].eval(), image)), runs)
-    folded = {k: fold(copy.deepcopy(net).eval()).model for k, net in nets.items()}
+    folded = {k: fold(net.eval(), inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
     rows += timed('inference, folded 1x3x800x1333', calls, runs)
     for net in nets.values():
@@ -214,7 +214,8 @@ def benchmark_detector(runs: int) -> list[Row]:
     detectors = {}
     for k in (None, *KERNEL_SIZES):
         path = Path(__file__).parent.parent / 'configs' / f'faster_rcnn_r50_{f"bnet{k}" if k else "bn"}_1x.py'
-        cfg = load_config(path, {'model.backbone.init_cfg': None})
+        cfg = Config.fromfile(path)
+        cfg.model.backbone.init_cfg = None
         detectors[k] = build_model(cfg).to(device()).eval()
     meta = dict(img_shape=(800, 1333), ori_shape=(800, 1333), scale_factor=(1.0, 1.0), pad_shape=(800, 1344))
     image = dict(inputs=torch.randn(1, 3, 800, 1344, device=device()), data_samples=[DetDataSample(metainfo=meta)])
