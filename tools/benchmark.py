@@ -170,8 +170,10 @@ def benchmark_backbone(runs: int) -> list[Row]:
     torch.manual_seed(0)
     nets = {k: resnet(k) for k in (None, *KERNEL_SIZES)}
     image, batch = torch.randn(1, 3, 800, 1333, device=device()), torch.randn(8, 3, 224, 224, device=device())
-    rows = timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k].eval(), image)), runs)
-    folded = {k: fold(net.eval(), inplace=False).model for k, net in nets.items()}
+    for net in nets.values():
+        net.eval()
+    rows = timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k], image)), runs)
+    folded = {k: fold(net, inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
     rows += timed('inference, folded 1x3x800x1333', calls, runs)
     for net in nets.values():

@@ -294,17 +294,7 @@ def _transform_alone(norm: nn.Module) -> nn.Module:
     """What is left of a norm: the depthwise convolution of BNET, or nothing."""
     if not _keeps_transform(norm):
         return nn.Identity()
-    transform = norm.bnconv
-    conv = nn.Conv2d(
-        norm.num_features,
-        norm.num_features,
-        transform.k,
-        padding=transform.dilation * (transform.k // 2),
-        dilation=transform.dilation,
-        groups=norm.num_features,
-    )
-    conv.weight, conv.bias = transform.weight, transform.bias
-    return conv.eval()
+    return norm.bnconv.eval()
 
 
 def _what_was_done(pair: Pair, conv: str) -> str:
