@@ -115,14 +115,16 @@ def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | No
 
     Returns:
         x, to be used from here on in place of the argument; mean and variance, (C,) or (N, C); None if ``norm`` has to
-        be run as a module: it has forward hooks, or statistics that depend on more than x.
+        be run as a module: it has hooks or an affine, statistics that depend on more than x, or refuses single values.
     """
-    if has_hooks(norm):
+    if has_hooks(norm) or norm._parameters.get('weight') is not None:  # its own affine, put there by hand
         return None
     if isinstance(norm, nn.GroupNorm):
-        return _group_statistics(norm, x)
-    if type(norm) is nn.InstanceNorm2d and not norm.track_running_stats:
-        return moments(x, over_batch=False)
+        single = x[0].numel() == norm.num_groups
+        return None if single else _group_statistics(norm, x)
+    if type(norm) is nn.InstanceNorm2d:
+        single = x[0, 0].numel() == 1
+        return None if single or norm.track_running_stats else moments(x, over_batch=False)
     return norm.statistics(x) if hasattr(norm, 'statistics') else None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bnet_mm.ops.dispatch import select_backend
 from bnet_mm.ops.reference import bnet_reference, moments_reference
-from bnet_mm.ops.schemas import wide_dtype
+from bnet_mm.ops.schemas import check_devices, wide_dtype
 
 
 def bnet(
@@ -89,9 +89,7 @@ def _check(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, 
             f'bnet: residual must be {tuple(x.shape)} of {x.dtype} as x, got '
             f'{tuple(residual.shape)} of {residual.dtype}'
         )
-    for name, tensor in dict(mean=mean, rstd=rstd, weight=weight, bias=bias, residual=residual).items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f'bnet: {name} must be on {x.device} as x, got {tensor.device}')
+    check_devices(x, mean=mean, rstd=rstd, weight=weight, bias=bias, residual=residual)
 
 
 class _Transform(torch.autograd.Function):
@@ -110,7 +108,7 @@ class _Transform(torch.autograd.Function):
             grads = _differentiable(lambda *tensors: bnet_reference(*tensors, y is not None), inputs, needs, grad)
             return *grads[:5], grads[5] if y is not None else (grad if needs[5] else None), None
         if y is not None:
-            grad = grad.where(y > 0, 0)
+            grad = grad.masked_fill(y <= 0, 0)  # a NaN lets it pass, as in torch
         needs_statistics = needs[1] or needs[2]
         grads = torch.ops.bnet_mm.backward(grad, x, mean, rstd, weight, needs[3], needs_statistics)
         grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = grads

@@ -17,5 +17,8 @@ def load() -> str:
     spec = find_spec('bnet_mm._cpu')
     if spec is None:
         raise ImportError('the C++ extension was not built (pip install --no-build-isolation, with a C++ compiler)')
-    torch.ops.load_library(spec.origin)
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        raise OSError(f'{error} {error.__cause__ or ""}'.strip()) from error
     return torch.ops.bnet_mm.cpu_instruction_set()

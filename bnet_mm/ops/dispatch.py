@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnet_mm.ops import schemas  # noqa: F401  (declares torch.ops.bnet_mm)
 
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # since torch 2.7
 VARIABLE = 'BNET_MM_BACKEND'
 KERNEL_SIZES = (1, 3, 5, 7)
 
@@ -104,7 +105,7 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     Raises:
         ValueError, BackendError: As :func:`choose`.
     """
-    if x.numel() == 0 or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting():
         return 'reference'  # nothing to do, or a graph of torch's own operators that others can read
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 

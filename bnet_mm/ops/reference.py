@@ -24,7 +24,8 @@ def bnet_reference(
     dtype = wide_dtype(x.dtype)
     x_hat = (x.to(dtype) - mean.to(dtype).view(per_map)) * rstd.to(dtype).view(per_map)
     padding = dilation * (weight.shape[-1] // 2)
-    y = F.conv2d(x_hat, weight.to(dtype), bias.to(dtype), padding=padding, dilation=dilation, groups=x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):  # which would round what goes into a convolution
+        y = F.conv2d(x_hat, weight.to(dtype), bias.to(dtype), padding=padding, dilation=dilation, groups=x.shape[1])
     if residual is not None:
         y = y + residual
     return (y.relu() if relu else y).to(x.dtype)

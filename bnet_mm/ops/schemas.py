@@ -31,23 +31,37 @@ def like_map(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-@torch.library.register_fake('bnet_mm::forward')
+def check_devices(x: Tensor, **others: Tensor | None) -> None:
+    """Raise a ValueError unless all are on one device: with a meta tensor among them, the fakes below would run."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f'bnet: {name} must be on {x.device} as x, got {tensor.device}')
+
+
+register_fake = (
+    getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+)  # its name before torch 2.4
+
+
+@register_fake('bnet_mm::forward')
 def _(x, mean, rstd, weight, bias, residual, relu):
+    check_devices(x, mean=mean, rstd=rstd, weight=weight, bias=bias, residual=residual)
     return like_map(x)
 
 
-@torch.library.register_fake('bnet_mm::backward')
+@register_fake('bnet_mm::backward')
 def _(grad, x, mean, rstd, weight, needs_weight, needs_statistics):
+    check_devices(x, grad=grad, mean=mean, rstd=rstd, weight=weight)
     numbers = weight.new_empty(weight.shape[0])
     return like_map(x), torch.empty_like(weight).contiguous(), numbers, torch.empty_like(mean), torch.empty_like(rstd)
 
 
-@torch.library.register_fake('bnet_mm::moments')
+@register_fake('bnet_mm::moments')
 def _(x, over_batch):
     shape = x.shape[1:2] if over_batch else x.shape[:2]
     return x.new_empty(shape, dtype=wide_dtype(x.dtype)), x.new_empty(shape, dtype=wide_dtype(x.dtype))
 
 
-@torch.library.register_fake('bnet_mm::moments_backward')
+@register_fake('bnet_mm::moments_backward')
 def _(grad_x, x, mean, grad_mean, grad_var):
-    return None
+    check_devices(x, grad_x=grad_x, mean=mean, grad_mean=grad_mean, grad_var=grad_var)

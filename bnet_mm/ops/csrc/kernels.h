@@ -137,7 +137,7 @@ struct Map {
 };
 
 template <typename A>
-inline double sum_of_lanes(const A* lane) {
+inline double sum_of(const A* lane) {
   double sums[Vector<A>::lanes];
   for (int c = 0; c < Vector<A>::lanes; ++c) sums[c] = lane[c];
 #pragma GCC unroll 4
@@ -190,6 +190,7 @@ struct Kernel {
   typedef Map<S, A, channels_last> M;
   static constexpr int lanes = Vector<A>::lanes;
   static constexpr int band = VECTOR_BYTES == 64 ? 8 : 4;  // rows of one band: as many as the registers hold
+  static constexpr int block = 32;  // vectors of a row whose sums are formed at once
   static constexpr int half = K / 2;
   static constexpr int ring_rows = band + K - 1;
 
@@ -305,8 +306,8 @@ struct Kernel {
     const Ring<A> g_ring(ring_rows, map.columns(), half * M::shift, scratch + ring_size);
     A* partial = scratch + 2 * ring_size;
     std::fill_n(partial, (K * K + 3) * lanes, A(0));
-    // A lane of `partial` grows to at most this many terms before it is added to the double sums.
-    const int64_t flush_every = std::max<int64_t>(1, 2048 / std::max<int64_t>(1, map.columns() / lanes * band));
+    // Sums in three levels: blocks of vectors, up to `block` blocks in `partial`, and the double sums.
+    const int64_t flush_every = std::max<int64_t>(1, block / ((map.vectors() + block - 1) / block));
     int64_t filled = 0, bands = 0;
     for (int64_t h = 0; h < map.height;) {
       h += with_rows(map.height - h, [&](auto rows) {
@@ -329,28 +330,32 @@ struct Kernel {
       x_rows[r] = x_ring.at(h - half + r, map.height);
       g_rows[r] = g_ring.at(h - half + r, map.height);
     }
-    const int64_t row_step = map.row_step(), first = h * row_step, full = map.full_vectors(), vectors = map.vectors();
-    V sums[3] = {};
-    for (int64_t i = 0; i < full; ++i) {
-      backward_vector<R, true>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
-                               needs_statistics, sums);
-    }
-    for (int64_t i = full; i < vectors; ++i) {
-      backward_vector<R, false>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
-                                needs_statistics, sums);
-    }
-    for (int s = 0; s < 3; ++s) store(partial + (K * K + s) * lanes, load(partial + (K * K + s) * lanes) + sums[s]);
-    if (!needs_weight) return;
-    for (int j = 0; j < K; ++j) {
-      V tap[K];
+    const int64_t row_step = map.row_step(), first = h * row_step;
+    for (int64_t begin = 0; begin < map.vectors(); begin += block) {
+      const int64_t end = std::min(begin + block, map.vectors()), full = std::min(map.full_vectors(), end);
+      V sums[3] = {};
+      for (int64_t i = begin; i < full; ++i) {
+        backward_vector<R, true>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
+                                 needs_statistics, sums);
+      }
+      for (int64_t i = std::max(begin, full); i < end; ++i) {
+        backward_vector<R, false>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
+                                  needs_statistics, sums);
+      }
+      for (int s = 0; s < 3; ++s) add(partial + (K * K + s) * lanes, sums[s]);
+      for (int j = 0; j < (needs_weight ? K : 0); ++j) {
+        V tap[K] = {};
+        for (int64_t i = begin; i < full; ++i) weight_gradient<R, true>(map, x_rows, g_rows, i, j, tap);
+        for (int64_t i = std::max(begin, full); i < end; ++i) {
+          weight_gradient<R, false>(map, x_rows, g_rows, i, j, tap);
+        }
 #pragma GCC unroll 8
-      for (int i = 0; i < K; ++i) tap[i] = load(partial + (i * K + j) * lanes);
-      for (int64_t i = 0; i < full; ++i) weight_gradient<R, true>(map, x_rows, g_rows, i, j, tap);
-      for (int64_t i = full; i < vectors; ++i) weight_gradient<R, false>(map, x_rows, g_rows, i, j, tap);
-#pragma GCC unroll 8
-      for (int i = 0; i < K; ++i) store(partial + (i * K + j) * lanes, tap[i]);
+        for (int i = 0; i < K; ++i) add(partial + (i * K + j) * lanes, tap[i]);
+      }
     }
   }
+
+  static void add(A* p, V v) { store(p, load(p) + v); }
 
   // Vector i of R rows of grad_x, and its part in the sums of grad, g^ and g^ * x^.
   template <int R, bool full>
@@ -398,7 +403,7 @@ struct Kernel {
       if (channels_last) {
         for (int64_t c = 0; c < map.used; ++c) sums[c * (K * K + 3) + t] += partial[t * lanes + c];
       } else {
-        sums[t] += sum_of_lanes(partial + t * lanes);
+        sums[t] += sum_of(partial + t * lanes);
       }
     }
     std::fill_n(partial, (K * K + 3) * lanes, A(0));
@@ -411,54 +416,56 @@ struct Moments {
   typedef typename Vector<A>::type V;
   static constexpr int lanes = Vector<A>::lanes;
 
-  // sums[c] += sum of (x - mean), squared if `squares`, over the map; mean and sums have one value per channel.
-  template <bool squares>
-  static void sum(const Map<S, A, channels_last>& map, const S* x, const A* mean, double* sums) {
+  // sums[c] += sum of x - centre over the map, and squares[c] += the sum of its squares, if that is wanted; centre, sums
+  // and squares have one value per channel.
+  template <bool wants_squares>
+  static void accumulate(const Map<S, A, channels_last>& map, const S* x, const A* centre, double* sums, double* squares) {
     const int64_t pixels = map.height * map.width;
+    constexpr int64_t terms = 128;  // of a lane, before it joins the double sums
     if (channels_last) {
-      const V centre = load_first(mean, map.used);
-      A all[lanes];
-      for (int64_t start = 0; start < pixels; start += 1024) {  // terms of a lane before they join the double sums
-        V total = {};
-        for (int64_t i = start; i < std::min<int64_t>(start + 1024, pixels); ++i) {
+      const V middle = load_first(centre, map.used);
+      for (int64_t start = 0; start < pixels; start += terms) {
+        V total = {}, square = {};
+        for (int64_t i = start; i < std::min(start + terms, pixels); ++i) {
           const S* p = x + i * map.channels;
-          const V d = (map.used == lanes ? read<true, S, A>(p, lanes) : read<false, S, A>(p, map.used)) - centre;
-          total += squares ? d * d : d;
+          const V d = (map.used == lanes ? read<true, S, A>(p, lanes) : read<false, S, A>(p, map.used)) - middle;
+          total += d;
+          if (wants_squares) square += d * d;
         }
-        store(all, total);
-        for (int c = 0; c < map.used; ++c) sums[c] += all[c];
+        for (int c = 0; c < map.used; ++c) sums[c] += total[c];
+        for (int c = 0; c < (wants_squares ? map.used : 0); ++c) squares[c] += square[c];
       }
       return;
     }
     constexpr int ways = 4;  // independent chains of additions
-    const V centre = V{} + *mean;
-    const auto add = [&](V values, V& total) {
-      const V d = values - centre;
-      total += squares ? d * d : d;
-    };
-    int64_t i = 0;
-    while (i < pixels) {
-      V total[ways] = {};
-      const int64_t stop = std::min(pixels, i + 512 * ways * lanes);  // terms before they join the double sum
+    const V middle = V{} + *centre;
+    for (int64_t i = 0; i < pixels;) {
+      V total[ways] = {}, square[ways] = {};
+      const auto add = [&](V d, int way) {
+        total[way] += d;
+        if (wants_squares) square[way] += d * d;
+      };
+      const int64_t stop = std::min(pixels, i + terms * ways * lanes);
       for (; i + ways * lanes <= stop; i += ways * lanes) {
-        for (int w = 0; w < ways; ++w) add(read<true, S, A>(x + i + w * lanes, lanes), total[w]);
+        for (int w = 0; w < ways; ++w) add(read<true, S, A>(x + i + w * lanes, lanes) - middle, w);
       }
-      for (; i + lanes <= stop; i += lanes) add(read<true, S, A>(x + i, lanes), total[0]);
-      if (i < stop) {
-        V last = {};
-        add(read<false, S, A>(x + i, stop - i), last);
-        total[1] += first_lanes<A>(stop - i) ? last : V{};
-        i = stop;
-      }
-      A all[lanes];
-      store(all, (total[0] + total[1]) + (total[2] + total[3]));
-      *sums += sum_of_lanes(all);
+      for (; i + lanes <= stop; i += lanes) add(read<true, S, A>(x + i, lanes) - middle, 0);
+      if (i < stop) add(first_lanes<A>(stop - i) ? read<false, S, A>(x + i, stop - i) - middle : V{}, 1);
+      i = stop;
+      *sums += sum_of_lanes(total);
+      if (wants_squares) *squares += sum_of_lanes(square);
     }
+  }
+
+  static double sum_of_lanes(const V (&chains)[4]) {
+    A all[lanes];
+    store(all, (chains[0] + chains[1]) + (chains[2] + chains[3]));
+    return sum_of(all);
   }
 };
 
 // The loops over all maps. One thread handles one map (NCHW), or one group of channels of one image (channels_last),
-// at a time, and writes only what is its own: nothing depends on the number of threads but the order of nothing.
+// at a time, and writes only what is its own, so that results do not depend on the number of threads.
 template <typename S, typename A, bool channels_last>
 struct Loops {
   static constexpr int lanes = Vector<A>::lanes;
@@ -511,20 +518,18 @@ struct Loops {
   // mean, var (N, C) of the maps, biased; both zero.
   static void moments(const Sizes& size, const S* x, double* mean, double* var) {
     each(size, 0, [&](const auto& map, int64_t n, int64_t c, int64_t at, A*) {
-      typedef Moments<S, A, channels_last> sums;
-      const A zero[lanes] = {};
-      A centre[lanes] = {};
+      typedef Moments<S, A, channels_last> moments;
       double *m = mean + n * size.channels + c, *v = var + n * size.channels + c;
-      double residue[lanes] = {};
-      sums::template sum<false>(map, x + at, zero, m);
+      A centre[lanes] = {};
+      moments::template accumulate<false>(map, x + at, centre, m, nullptr);
+      for (int i = 0; i < map.used; ++i) centre[i] = static_cast<A>(m[i] / size.pixels());
+      // Around a first mean, whose own error the sums of the second pass correct.
+      std::fill_n(m, map.used, 0.0);
+      moments::template accumulate<true>(map, x + at, centre, m, v);
       for (int i = 0; i < map.used; ++i) {
-        m[i] /= size.pixels();
-        centre[i] = static_cast<A>(m[i]);
-      }
-      sums::template sum<true>(map, x + at, centre, v);
-      for (int i = 0; i < map.used; ++i) {  // squares around `centre`, which is m rounded
-        residue[i] = m[i] - centre[i];
-        v[i] = v[i] / size.pixels() - residue[i] * residue[i];
+        const double off = m[i] / size.pixels();
+        m[i] = centre[i] + off;
+        v[i] = v[i] / size.pixels() - off * off;
       }
     });
   }
