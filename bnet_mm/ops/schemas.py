@@ -32,36 +32,31 @@ def like_map(x: Tensor) -> Tensor:
 
 
 def check_devices(x: Tensor, **others: Tensor | None) -> None:
-    """Raise a ValueError unless all are on one device: with a meta tensor among them, the fakes below would run."""
+    """Raise a ValueError unless all are on one device: with a meta tensor among them, the functions below would run."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f'bnet: {name} must be on {x.device} as x, got {tensor.device}')
 
 
-register_fake = (
-    getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
-)  # its name before torch 2.4
-
-
-@register_fake('bnet_mm::forward')
+@torch.library.impl(LIBRARY, 'forward', 'Meta')
 def _(x, mean, rstd, weight, bias, residual, relu):
     check_devices(x, mean=mean, rstd=rstd, weight=weight, bias=bias, residual=residual)
     return like_map(x)
 
 
-@register_fake('bnet_mm::backward')
+@torch.library.impl(LIBRARY, 'backward', 'Meta')
 def _(grad, x, mean, rstd, weight, needs_weight, needs_statistics):
     check_devices(x, grad=grad, mean=mean, rstd=rstd, weight=weight)
     numbers = weight.new_empty(weight.shape[0])
     return like_map(x), torch.empty_like(weight).contiguous(), numbers, torch.empty_like(mean), torch.empty_like(rstd)
 
 
-@register_fake('bnet_mm::moments')
+@torch.library.impl(LIBRARY, 'moments', 'Meta')
 def _(x, over_batch):
     shape = x.shape[1:2] if over_batch else x.shape[:2]
     return x.new_empty(shape, dtype=wide_dtype(x.dtype)), x.new_empty(shape, dtype=wide_dtype(x.dtype))
 
 
-@register_fake('bnet_mm::moments_backward')
+@torch.library.impl(LIBRARY, 'moments_backward', 'Meta')
 def _(grad_x, x, mean, grad_mean, grad_var):
     check_devices(x, grad_x=grad_x, mean=mean, grad_mean=grad_mean, grad_var=grad_var)
