@@ -44,6 +44,8 @@ def _load_cpp() -> str:
 
 
 def _load_triton() -> str:
+    if not (torch.cuda.is_available() or INTERPRETED):
+        raise ImportError('torch finds no CUDA device')
     from bnet_mm.ops import triton_kernels
 
     return triton_kernels.load()
