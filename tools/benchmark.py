@@ -263,18 +263,23 @@ def step(net: nn.Module, x: torch.Tensor) -> None:
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each; two rounds to warm up (and to fill histories), then ``runs`` rounds of one call each."""
+    """Median seconds of each; two rounds to warm up (and to fill histories), then ``runs`` rounds of one call each.
+
+    Before a short call there is one that does not count, so that nobody pays for the memory another gave back.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(runs + 2):
         for name, call in candidates.items():
+            if not seconds[name] or seconds[name][-1] < 0.5:
+                call()
+            synchronize()
             start = time.perf_counter()
             call()
             synchronize()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
         print(f'\rround {number + 1} of {runs + 2}', end='', file=sys.stderr)
     print(file=sys.stderr)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 def synchronize() -> None:
