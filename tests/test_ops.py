@@ -235,7 +235,7 @@ def test_gradcheck_of_every_combination(k, per_sample, channels_last, backend, m
     monkeypatch.setenv('BNET_MM_BACKEND', backend)
     tensors = inputs_64(k, per_sample, channels_last)
     for i, needs in enumerate(itertools.product([False, True], repeat=len(NAMES))):
-        if any(needs):
+        if all(needs) or (any(needs) and backend == 'cpp'):  # of torch's own operators all at once will do
             arguments = [tensor.clone().requires_grad_(need) for tensor, need in zip(tensors, needs)]
             assert torch.autograd.gradcheck(lambda *t: bnet(*t, relu=i % 2 == 1), arguments), needs  # noqa: B023
 

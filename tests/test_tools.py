@@ -370,6 +370,7 @@ def test_installer_names_what_is_wrong(tmp_path, python, message):
     (tmp_path / 'tools').mkdir()
     for name in ('tools/install.sh', 'constraints.txt', 'setup.py'):
         shutil.copy(REPO / name, tmp_path / name)
+    shutil.copytree(REPO / 'bnet_mm' / 'ops' / 'csrc', tmp_path / 'bnet_mm' / 'ops' / 'csrc')
     (tmp_path / 'python').write_text(python)
     (tmp_path / 'python').chmod(0o755)
     done = run(tmp_path / 'tools' / 'install.sh', PYTHON=str(tmp_path / 'python'))
