@@ -379,7 +379,9 @@ def write_readme(out: Path, check: bool) -> None:
         return '\n'.join([f'<!-- speed: {match[1]} -->', *lines, '<!-- /speed -->'])
 
     new = re.sub(r'<!-- speed: (\w+) -->.*?<!-- /speed -->', table, text, flags=re.DOTALL)
-    if check and new != text:
+    if new == text:
+        return
+    if check:
         raise UserError('README.md: the tables of speed are stale; run python tools/benchmark.py readme')
     readme.write_text(new)
 

@@ -139,10 +139,7 @@ int64_t sample_stride(const at::Tensor& numbers) { return numbers.dim() == 2 ? n
 at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tensor& rstd_, const at::Tensor& weight_,
                    const at::Tensor& bias_, const std::optional<at::Tensor>& residual_, bool relu) {
   check_map(x_, "x");
-  check_numbers(mean_, x_, true, "mean");
-  check_numbers(rstd_, x_, true, "rstd");
-  TORCH_CHECK_VALUE(mean_.sizes() == rstd_.sizes(), "bnet: mean and rstd must have one shape, got ", mean_.sizes(),
-                    " and ", rstd_.sizes());
+  check_statistics(mean_, rstd_, x_);
   const int64_t k = check_weight(weight_, x_);
   check_numbers(bias_, x_, false, "bias");
   if (residual_) check_like(*residual_, x_, "residual");
@@ -165,10 +162,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& weight_, bool needs_weight, bool needs_statistics) {
   check_map(x_, "x");
   check_like(grad_, x_, "grad");
-  check_numbers(mean_, x_, true, "mean");
-  check_numbers(rstd_, x_, true, "rstd");
-  TORCH_CHECK_VALUE(mean_.sizes() == rstd_.sizes(), "bnet: mean and rstd must have one shape, got ", mean_.sizes(),
-                    " and ", rstd_.sizes());
+  check_statistics(mean_, rstd_, x_);
   const int64_t k = check_weight(weight_, x_), taps = k * k;
   const bool channels_last = is_channels_last(x_);
   const auto x = in_format(x_, channels_last), grad = in_format(grad_, channels_last);

@@ -32,6 +32,13 @@ inline void check_numbers(const at::Tensor& t, const at::Tensor& x, bool per_sam
                    ", got ", t.scalar_type());
 }
 
+inline void check_statistics(const at::Tensor& mean, const at::Tensor& rstd, const at::Tensor& x) {
+  check_numbers(mean, x, true, "mean");
+  check_numbers(rstd, x, true, "rstd");
+  TORCH_CHECK_VALUE(mean.sizes() == rstd.sizes(), "bnet: mean and rstd must have one shape, got ", mean.sizes(), " and ",
+                    rstd.sizes());
+}
+
 inline int64_t check_weight(const at::Tensor& weight, const at::Tensor& x) {
   const int64_t k = weight.dim() == 4 ? weight.size(3) : 0;
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) == x.size(1) && weight.size(1) == 1 && weight.size(2) == k &&
