@@ -446,6 +446,68 @@ def test_bit_equal_over_runs_and_numbers_of_threads():
     assert done.returncode == 0, done.stderr
 
 
+# --- The memory of large maps is used again
+
+HELD = torch.ops.bnet_mm.cpu_memory_held if BUILT else None
+MIB = 2**20
+
+
+def large_map(height, fill):
+    """(1, 16, height, 512) in float32: height / 32 MiB. Every value of the result is ``fill``."""
+    x = torch.full((1, 16, height, 512), float(fill))
+    return torch.ops.bnet_mm.forward(x, *torch.tensor([[0.0], [1.0]]).expand(2, 16), torch.ones(16, 1, 1, 1),
+                                     torch.zeros(16), None, False)  # fmt: skip
+
+
+@compiled
+def test_large_maps_share_no_memory():
+    maps = [large_map(1100, fill) for fill in range(3)]
+    del maps[1]
+    assert HELD() >= 34 * MIB
+    maps += [large_map(height, height) for height in (1100, 1060, 1100)]
+    view = maps.pop(0)[0, 3, 5:, 7]  # keeps the whole memory alive
+    maps += [large_map(1100, 7) for _ in range(2)]
+    assert len({y.untyped_storage().data_ptr() for y in [view, *maps]}) == len(maps) + 1
+    assert all((y == fill).all() for y, fill in zip([view, *maps], (0, 2, 1100, 1060, 1100, 7, 7), strict=True))
+
+
+@compiled
+def test_memory_held_is_used_again_and_bounded():
+    maps = [large_map(1100, 1) for _ in range(9)]
+    del maps
+    held = HELD()
+    assert 200 * MIB < held <= 256 * MIB  # not all nine
+    y = large_map(1100, 2)
+    assert HELD() == held - y.nbytes
+    z = large_map(2048, 3)  # larger than all that is held
+    assert HELD() == held - y.nbytes
+    small = large_map(1024, 4)  # 32 MiB: malloc's
+    assert HELD() == held - y.nbytes
+    assert (y == 2).all() and (z == 3).all() and (small == 4).all()
+    del y, z, small
+    held = HELD()
+    assert 64 * MIB < held <= 256 * MIB
+    big = large_map(9000, 5)
+    del big  # larger than the bound: it goes, the others stay
+    assert HELD() == held
+
+
+@compiled
+def test_large_map_behaves_as_any_tensor():
+    y = large_map(1100, 1)
+    assert y.is_contiguous() and y.storage_offset() == 0 and y.untyped_storage().nbytes() == y.nbytes
+    y += 1
+    z = y.clone()
+    y.share_memory_()
+    assert torch.equal(y, z) and y.is_shared()
+    layer = BNET(16, k=3)
+    x = torch.randn(1, 16, 1100, 512).to(memory_format=torch.channels_last)
+    y = layer(x)
+    assert y.nbytes > 32 * MIB and y.is_contiguous(memory_format=torch.channels_last)
+    y.square().sum().backward()  # reads what was saved
+    assert layer.bnconv.weight.grad.abs().sum() > 0
+
+
 # --- NaN, infinity, nothing
 
 

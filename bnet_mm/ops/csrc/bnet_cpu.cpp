@@ -3,9 +3,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -20,6 +17,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "memory.h"
 
 namespace bnet_mm {
 
@@ -86,21 +84,6 @@ at::Tensor in_format(const at::Tensor& x, bool channels_last) {
   return x.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
-// A fresh map like x. Above 32 MiB (the largest that glibc's malloc keeps for reuse) it is new memory at each call, whose
-// page faults cost more than the arithmetic; huge pages make 512 times fewer of them.
-at::Tensor empty_map(const at::Tensor& x) {
-  auto y = at::empty_like(x);
-#ifdef MADV_HUGEPAGE
-  if (y.nbytes() > (32 << 20)) {
-    constexpr uintptr_t huge = 2 << 20;
-    const auto begin = reinterpret_cast<uintptr_t>(y.data_ptr());
-    const auto first = (begin + huge - 1) / huge * huge, last = (begin + y.nbytes()) / huge * huge;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure changes nothing
-  }
-#endif
-  return y;
-}
-
 Sizes sizes_of(const at::Tensor& x) { return {x.size(0), x.size(1), x.size(2), x.size(3)}; }
 
 int64_t sample_stride(const at::Tensor& numbers) { return numbers.dim() == 2 ? numbers.size(1) : 0; }
@@ -148,7 +131,7 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
   const auto residual = residual_ ? in_format(*residual_, channels_last) : at::Tensor();
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous();
   const auto weight = weight_.contiguous(), bias = bias_.contiguous();
-  auto y = empty_map(x);
+  auto y = LargeMaps::empty_like(x);
   if (!x.numel()) return y;
   WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
     loops::forward<K>(sizes_of(x), x.const_data_ptr<S>(), mean.const_data_ptr<A>(), rstd.const_data_ptr<A>(),
@@ -167,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   const bool channels_last = is_channels_last(x_);
   const auto x = in_format(x_, channels_last), grad = in_format(grad_, channels_last);
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous(), weight = weight_.contiguous();
-  auto grad_x = empty_map(x);
+  auto grad_x = LargeMaps::empty_like(x);
   const auto size = sizes_of(x);
   auto sums = at::zeros({size.batch, size.channels, taps + 3}, x.options().dtype(at::kDouble));
   if (x.numel()) {
@@ -230,7 +213,10 @@ void moments_backward(at::Tensor& grad_x, const at::Tensor& x_, const at::Tensor
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(bnet_mm, m) { m.def("cpu_instruction_set() -> str", instruction_set); }
+TORCH_LIBRARY_FRAGMENT(bnet_mm, m) {
+  m.def("cpu_instruction_set() -> str", instruction_set);
+  m.def("cpu_memory_held() -> int", LargeMaps::held);
+}
 
 // The schemas stand in bnet_mm/ops/schemas.py.
 TORCH_LIBRARY_IMPL(bnet_mm, CPU, m) {
