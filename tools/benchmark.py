@@ -16,7 +16,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ NORMS = {
 FIELDS = ('date', 'device', 'torch', 'what', 'name', 'quantity', 'value', 'unit', 'ratio_to_bn', 'runs')
 KERNEL_SIZES = (3, 5, 7)
 Row = tuple[str, str, float, str]  # name, quantity, value, unit
+Rows = Iterator[list[Row]]  # written as they come, so that a run that is stopped keeps what it has measured
 
 
 def main() -> None:
@@ -69,8 +70,9 @@ def main() -> None:
         write_readme(out, args.check)
         return
     print(f'backends: {backend_report()}')
-    rows = BENCHMARKS[args.what](args.runs)
-    write(out / f'{args.what}.csv', args.what, rows, args.runs)
+    for rows in BENCHMARKS[args.what](args.runs):
+        write(out / f'{args.what}.csv', args.what, rows, args.runs)
+    print('not measured: ' + ('CPU figures (hide the GPU)' if device() == 'cuda' else 'a GPU (none here), peak memory'))
 
 
 def device() -> str:
@@ -105,33 +107,34 @@ def timed(quantity: str, calls: dict[str, Callable[[], object]], runs: int) -> l
     return [(name, quantity, value * 1e3, 'ms') for name, value in interleaved(calls, runs).items()]
 
 
-def benchmark_layer(runs: int) -> list[Row]:
+def benchmark_layer(runs: int) -> Rows:
     """one layer: forward with frozen statistics, forward + backward with batch statistics, bytes kept for backward"""
     cuda = device() == 'cuda'
     inference = [(16, 256, 200, 336)] if cuda else [(1, 256, 200, 334)]
     training = [(16, 256, 200, 336), (64, 1024, 14, 14)] if cuda else [(8, 256, 56, 56), (8, 1024, 14, 14)]
-    rows = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16) if cuda else (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix('torch.')
         for shape in inference:
             x = torch.randn(shape, device=device()).to(dtype)
             calls = candidates(lambda k, x=x: evaluate(layer(k, x).eval(), x))
             calls['copy'] = x.clone
-            rows += timed(f'forward {kind} {shape}', calls, runs)
+            rows = timed(f'forward {kind} {shape}', calls, runs)
             if dtype == torch.float32:
                 rows += roofline(f'forward {kind} {shape}', x, passes=2, products=1)
+            yield rows
         for shape in training:
             x = torch.randn(shape, device=device()).to(dtype).requires_grad_()
             grad = torch.randn_like(x)
             calls = candidates(lambda k, x=x, grad=grad: forward_backward(layer(k, x), x, grad))
-            rows += timed(f'forward + backward {kind} {shape}', calls, runs)
+            rows = timed(f'forward + backward {kind} {shape}', calls, runs)
             if dtype == torch.float32:
                 rows += roofline(f'forward + backward {kind} {shape}', x, passes=8, products=3)
+            yield rows
+            if dtype == torch.float32:
                 saved = candidates(lambda k, x=x: functools.partial(saved_bytes, layer(k, x), x))
-                rows += [
+                yield [
                     (name, f'saved for backward {kind} {shape}', call() / 2**20, 'MiB') for name, call in saved.items()
                 ]
-    return rows
 
 
 def layer(k: int | None, x: torch.Tensor) -> nn.Module:
@@ -165,24 +168,23 @@ def roofline(quantity: str, x: torch.Tensor, passes: int, products: int) -> list
     return [(f'roofline, k={k}', quantity, value * 1e3, 'ms') for k, value in limits.items()]
 
 
-def benchmark_backbone(runs: int) -> list[Row]:
+def benchmark_backbone(runs: int) -> Rows:
     """ResNet-50 with BNET at C: inference of 800 x 1333, plain and folded, and a training step of 8 x 224 x 224"""
     torch.manual_seed(0)
     nets = {k: resnet(k) for k in (None, *KERNEL_SIZES)}
     image, batch = torch.randn(1, 3, 800, 1333, device=device()), torch.randn(8, 3, 224, 224, device=device())
     for net in nets.values():
         net.eval()
-    rows = timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k], image)), runs)
+    yield timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k], image)), runs)
     folded = {k: fold(net, inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
-    rows += timed('inference, folded 1x3x800x1333', calls, runs)
+    yield timed('inference, folded 1x3x800x1333', calls, runs)
     for net in nets.values():
         net.train()
-    rows += timed('training step 8x3x224x224', candidates(lambda k: lambda: train_step(nets[k], batch)), runs)
+    yield timed('training step 8x3x224x224', candidates(lambda k: lambda: train_step(nets[k], batch)), runs)
     if device() == 'cuda':
         peaks = candidates(lambda k: lambda: peak_memory(lambda: train_step(nets[k], batch)))
-        rows += [(name, 'peak memory 8x3x224x224', call() / 2**20, 'MiB') for name, call in peaks.items()]
-    return rows
+        yield [(name, 'peak memory 8x3x224x224', call() / 2**20, 'MiB') for name, call in peaks.items()]
 
 
 def resnet(k: int | None) -> nn.Module:
@@ -208,7 +210,7 @@ def peak_memory(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def benchmark_detector(runs: int) -> list[Row]:
+def benchmark_detector(runs: int) -> Rows:
     """Faster R-CNN R-50 of the paper: inference of one image of 800 x 1333"""
     from mmdet.structures import DetDataSample
 
@@ -222,23 +224,23 @@ def benchmark_detector(runs: int) -> list[Row]:
     meta = dict(img_shape=(800, 1333), ori_shape=(800, 1333), scale_factor=(1.0, 1.0), pad_shape=(800, 1344))
     image = dict(inputs=torch.randn(1, 3, 800, 1344, device=device()), data_samples=[DetDataSample(metainfo=meta)])
     calls = candidates(lambda k: torch.no_grad()(lambda: detectors[k](**image, mode='predict')))
-    return timed('inference 1x3x800x1344', calls, runs)
+    yield timed('inference 1x3x800x1344', calls, runs)
 
 
-def benchmark_norms(runs: int) -> list[Row]:
+def benchmark_norms(runs: int) -> Rows:
     """every norm in stage 2 of ResNet-50 (4 bottlenecks, 512 channels), on 8 maps of 256 x 56 x 56"""
     torch.manual_seed(0)
     x = torch.randn(8, 256, 56, 56, requires_grad=True)
     stages = {name: stage(*options) for name, options in NORMS.items()}
-    rows = [(name, 'saved for backward', saved_bytes(net, x) / 2**20, 'MiB') for name, net in stages.items()]
-    rows += [(name, 'statistics', statistics_bytes(net) / 2**20, 'MiB') for name, net in stages.items()]
+    yield [(name, 'saved for backward', saved_bytes(net, x) / 2**20, 'MiB') for name, net in stages.items()]
+    yield [(name, 'statistics', statistics_bytes(net) / 2**20, 'MiB') for name, net in stages.items()]
     seconds = interleaved({name: lambda net=net: step(net, x) for name, net in stages.items()}, runs)
-    rows += [(name, 'training step', value * 1e3, 'ms') for name, value in seconds.items()]
+    yield [(name, 'training step', value * 1e3, 'ms') for name, value in seconds.items()]
     for net in stages.values():
         net.eval()
     with torch.no_grad():
         seconds = interleaved({name: lambda net=net: net(x) for name, net in stages.items()}, runs)
-    return rows + [(name, 'inference', value * 1e3, 'ms') for name, value in seconds.items()]
+    yield [(name, 'inference', value * 1e3, 'ms') for name, value in seconds.items()]
 
 
 def stage(norm_cfg: dict, bnet: int | str | None) -> nn.Module:
@@ -331,7 +333,6 @@ def write(path: Path, what: str, rows: list[Row], runs: int) -> None:
             print(f'{quantity:45} {name:30} {value:9.1f} {unit:4} {ratio:6.2f} x BN')
             writer.writerow((*fixed, name, quantity, f'{value:.3f}', unit, f'{ratio:.3f}', runs))
     print(f'appended {len(rows)} rows to {path}')
-    print('not measured: ' + ('CPU figures (hide the GPU)' if gpu else 'anything on a GPU (none here), peak memory'))
 
 
 def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:

@@ -189,10 +189,12 @@ struct Kernel {
   typedef typename Vector<A>::type V;
   typedef Map<S, A, channels_last> M;
   static constexpr int lanes = Vector<A>::lanes;
-  static constexpr int band = VECTOR_BYTES == 64 ? 8 : 4;  // rows of one band: as many as the registers hold
+  // Rows of one band: as many as the registers hold; fewer where memory is the limit, for fewer streams of it.
+  static constexpr int band = VECTOR_BYTES == 64 && K > 3 ? 8 : 4;
   static constexpr int block = 32;  // vectors of a row whose sums are formed at once
   static constexpr int half = K / 2;
-  static constexpr int ring_rows = band + K - 1;
+  static constexpr bool sevens = VECTOR_BYTES == 64;  // bands of 7, for the last maps of ImageNet networks: 14 x 14, 7 x 7
+  static constexpr int ring_rows = (sevens ? std::max(band, 7) : band) + K - 1;
 
   // Taps of one group of channels as vectors; `flipped` for the transposed convolution of the backward pass.
   static void spread(const A* weight, int64_t used, bool flipped, V* taps) {
@@ -213,13 +215,14 @@ struct Kernel {
     return load(values);
   }
 
-  // Calls body with the height of the next band, as a constant, and returns it. 7 for the maps of 7 and 14 rows that
-  // ImageNet networks end with.
+  // Calls body with the height of the next band, as a constant, and returns it.
   template <typename Body>
   static int64_t with_rows(int64_t left, const Body& body) {
+    if constexpr (sevens) {
+      if (left == 7 || left == 14) return body(std::integral_constant<int, 7>()), 7;
+    }
     if constexpr (band == 8) {
-      if (left >= 8 && left != 14) return body(std::integral_constant<int, 8>()), 8;
-      if (left >= 7) return body(std::integral_constant<int, 7>()), 7;
+      if (left >= 8) return body(std::integral_constant<int, 8>()), 8;
     }
     if (left >= 4) return body(std::integral_constant<int, 4>()), 4;
     return body(std::integral_constant<int, 1>()), 1;
@@ -263,11 +266,12 @@ struct Kernel {
     }
   }
 
-  // What the next band will read, or write, at this column, so that its way from memory passes during the arithmetic.
+  // What the next band will read, or write, at this column, so that its way from memory passes during the arithmetic;
+  // only to L2 where there is too little of that to hide more.
   template <int R, bool written>
   static inline void prefetch(const S* p, int64_t row_step) {
 #pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) __builtin_prefetch(p + o * row_step, written, 3);
+    for (int o = 0; o < R; ++o) __builtin_prefetch(p + o * row_step, written, written || K > 3 ? 3 : 2);
   }
 
   // Vector i of R rows; `at` is its place in memory.
