@@ -904,6 +904,25 @@ def test_tracers_see_torchs_own_operators_only(how):
     torch.testing.assert_close(got, [model(x), model(other)])
 
 
+def test_torch_func():
+    """torch.func.grad and vmap see torch's own operators, and agree with a loop over autograd."""
+    layer = BNET(3, k=3).eval()
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            torch.nn.init.uniform_(tensor, 0.5, 2)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    x = torch.randn(4, 1, 3, 6, 5)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(4):
+        expected = torch.autograd.grad(layer(x[i]).square().sum(), layer.parameters())
+        for name, grad in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(grads[name][i], grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('use_reentrant', [True, False])
 def test_activation_checkpointing(use_reentrant):
     """Gradients are the same to the bit; statistics are updated once more, as those of BatchNorm2d are."""

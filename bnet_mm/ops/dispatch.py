@@ -107,8 +107,8 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     Raises:
         ValueError, BackendError: As :func:`choose`.
     """
-    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting():
-        return 'reference'  # nothing to do, or a graph of torch's own operators that others can read
+    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or torch._C._are_functorch_transforms_active():
+        return 'reference'  # nothing to do, or torch's own operators, which graphs can hold and torch.func transforms
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 
 

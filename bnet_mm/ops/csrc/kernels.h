@@ -13,6 +13,9 @@ struct Vector {
   typedef A unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(A)), may_alias));
 };
 
+template <>
+struct Vector<at::BFloat16> : Vector<float> {};  // what is stored in bfloat16 is computed in float32
+
 template <typename A>
 inline typename Vector<A>::type load(const A* p) {
   return *reinterpret_cast<const typename Vector<A>::unaligned*>(p);
@@ -23,11 +26,21 @@ inline void store(A* p, typename Vector<A>::type v) {
   *reinterpret_cast<typename Vector<A>::unaligned*>(p) = v;
 }
 
+// All bits set in the first `count` lanes.
+template <typename A>
+inline auto first_lanes(int64_t count) {
+  using I = typename std::conditional<sizeof(A) == 8, int64_t, int32_t>::type;
+  typedef I mask __attribute__((vector_size(VECTOR_BYTES)));
+  mask lane;
+  for (int c = 0; c < Vector<A>::lanes; ++c) lane[c] = c;
+  return lane < static_cast<I>(count);
+}
+
 // The first `count` lanes, the others 0; and the store that leaves the memory beyond them alone.
 template <typename A>
 inline typename Vector<A>::type load_first(const A* p, int64_t count) {
   A values[Vector<A>::lanes] = {};
-  for (int64_t c = 0; c < count; ++c) values[c] = p[c];
+  std::copy_n(p, count, values);
   return load(values);
 }
 
@@ -35,7 +48,7 @@ template <typename A>
 inline void store_first(A* p, typename Vector<A>::type v, int64_t count) {
   A values[Vector<A>::lanes];
   store(values, v);
-  for (int64_t c = 0; c < count; ++c) p[c] = values[c];
+  std::copy_n(values, count, p);
 }
 
 #if VECTOR_BYTES == 64
@@ -45,60 +58,66 @@ inline Vector<float>::type load_first(const float* p, int64_t count) {
 inline void store_first(float* p, Vector<float>::type v, int64_t count) {
   _mm512_mask_storeu_ps(p, (1u << count) - 1, reinterpret_cast<__m512>(v));
 }
+#elif VECTOR_BYTES == 32
+inline Vector<float>::type load_first(const float* p, int64_t count) {
+  const auto mask = reinterpret_cast<__m256i>(first_lanes<float>(count));
+  return reinterpret_cast<Vector<float>::type>(_mm256_maskload_ps(p, mask));
+}
+inline void store_first(float* p, Vector<float>::type v, int64_t count) {
+  const auto mask = reinterpret_cast<__m256i>(first_lanes<float>(count));
+  _mm256_maskstore_ps(p, mask, reinterpret_cast<__m256>(v));
+}
 #endif
 
 // bfloat16 is the upper half of a float32; rounded to nearest even, NaN stays NaN.
 typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 
-inline Vector<float>::type widen(const at::BFloat16* p) {
-  const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits) << 16;
-  return reinterpret_cast<Vector<float>::type>(bits);
+inline Vector<float>::type widen(Halves halves) {
+  return reinterpret_cast<Vector<float>::type>(__builtin_convertvector(halves, Bits) << 16);
 }
 
-inline void narrow(at::BFloat16* p, Vector<float>::type v) {
+inline Halves narrow(Vector<float>::type v) {
   const Bits bits = reinterpret_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Bits kept = v == v ? rounded : Bits{} + 0x7fc0;
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(kept, Halves);
+  return __builtin_convertvector(kept, Halves);
+}
+
+inline Vector<float>::type load(const at::BFloat16* p) { return widen(*reinterpret_cast<const Halves*>(p)); }
+
+inline void store(at::BFloat16* p, Vector<float>::type v) { *reinterpret_cast<Halves*>(p) = narrow(v); }
+
+inline Vector<float>::type load_first(const at::BFloat16* p, int64_t count) {
+#if VECTOR_BYTES == 64
+  return widen(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16((1u << count) - 1, p)));
+#else
+  at::BFloat16 values[Vector<float>::lanes] = {};
+  std::copy_n(p, count, values);
+  return load(values);
+#endif
+}
+
+inline void store_first(at::BFloat16* p, Vector<float>::type v, int64_t count) {
+#if VECTOR_BYTES == 64
+  _mm256_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m256i>(narrow(v)));
+#else
+  at::BFloat16 values[Vector<float>::lanes];
+  store(values, v);
+  std::copy_n(values, count, p);
+#endif
 }
 
 // The first `count` lanes as S, or all of them if `full`.
 template <bool full, typename S, typename A>
 inline void write(S* p, typename Vector<A>::type v, int64_t count) {
-  if constexpr (std::is_same<S, A>::value) {
-    if (full) store(p, v);
-    else store_first(p, v, count);
-  } else if constexpr (full) {
-    narrow(p, v);
-  } else {
-    S values[Vector<A>::lanes];
-    narrow(values, v);
-    std::copy_n(values, count, p);
-  }
+  if (full) store(p, v);
+  else store_first(p, v, count);
 }
 
 template <bool full, typename S, typename A>
 inline typename Vector<A>::type read(const S* p, int64_t count) {
-  if constexpr (std::is_same<S, A>::value) {
-    return full ? load(p) : load_first(p, count);
-  } else if constexpr (full) {
-    return widen(p);
-  } else {
-    S values[Vector<A>::lanes] = {};
-    std::copy_n(p, count, values);
-    return widen(values);
-  }
-}
-
-// All bits set in the first `count` lanes.
-template <typename A>
-inline auto first_lanes(int64_t count) {
-  using I = typename std::conditional<sizeof(A) == 8, int64_t, int32_t>::type;
-  typedef I mask __attribute__((vector_size(VECTOR_BYTES)));
-  mask lane;
-  for (int c = 0; c < Vector<A>::lanes; ++c) lane[c] = c;
-  return lane < static_cast<I>(count);
+  return full ? load(p) : load_first(p, count);
 }
 
 // The memory of one map: where its elements are, which lanes of a vector count.
