@@ -321,7 +321,8 @@ def write(path: Path, what: str, rows: list[Row], runs: int) -> None:
     """Print the rows and append them to the CSV file."""
     bn = {quantity: value for name, quantity, value, _ in rows if name == 'BN'}
     gpu = torch.cuda.is_available()
-    place = torch.cuda.get_device_name() if gpu else f'{platform.machine()}, {torch.get_num_threads()} threads'
+    kept = ', malloc keeps memory' if 'MALLOC_TRIM_THRESHOLD_' in os.environ else ''
+    place = torch.cuda.get_device_name() if gpu else f'{platform.machine()}, {torch.get_num_threads()} threads{kept}'
     fixed = (datetime.date.today().isoformat(), place, torch.__version__, what)
     new = not path.exists()
     with path.open('a', newline='') as file:
@@ -336,12 +337,13 @@ def write(path: Path, what: str, rows: list[Row], runs: int) -> None:
 
 
 def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """The last measurement of everything in a CSV file: quantity -> name -> row."""
+    """The last measurement of everything in a CSV file: quantity and, if it is not plain x86, device -> name -> row."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
-            quantity = row['quantity'] if row['device'].startswith('x86') else f'{row["quantity"]}, {row["device"]}'
-            found.setdefault(quantity, {})[row['name']] = row
+            machine, _, setting = row['device'].partition(' threads')
+            suffix = setting if machine.startswith('x86') else f', {row["device"]}'
+            found.setdefault(row['quantity'] + suffix, {})[row['name']] = row
     return found
 
 
