@@ -169,7 +169,7 @@ def roofline(quantity: str, x: torch.Tensor, passes: int, products: int) -> list
 
 
 def benchmark_backbone(runs: int) -> Rows:
-    """ResNet-50 with BNET at C: inference of 800 x 1333, plain and folded, and a training step of 8 x 224 x 224"""
+    """ResNet-50 with BNET at C: inference of 800 x 1333, plain and folded; training steps of 8 x 224 x 224"""
     torch.manual_seed(0)
     nets = {k: resnet(k) for k in (None, *KERNEL_SIZES)}
     image, batch = torch.randn(1, 3, 800, 1333, device=device()), torch.randn(8, 3, 224, 224, device=device())
@@ -179,9 +179,12 @@ def benchmark_backbone(runs: int) -> Rows:
     folded = {k: fold(net, inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
     yield timed('inference, folded 1x3x800x1333', calls, runs)
-    for net in nets.values():
-        net.train()
-    yield timed('training step 8x3x224x224', candidates(lambda k: lambda: train_step(nets[k], batch)), runs)
+    for statistics_of, norm_eval in (('batch', False), ('frozen', True)):
+        for net in nets.values():
+            net.norm_eval = norm_eval  # True is mmdet's default: norms stay in evaluation mode
+            net.train()
+        steps = candidates(lambda k: lambda: train_step(nets[k], batch))
+        yield timed(f'training step, {statistics_of} statistics 8x3x224x224', steps, runs)
     if device() == 'cuda':
         peaks = candidates(lambda k: lambda: peak_memory(lambda: train_step(nets[k], batch)))
         yield [(name, 'peak memory 8x3x224x224', call() / 2**20, 'MiB') for name, call in peaks.items()]
