@@ -33,9 +33,7 @@ class BuildWithConfigs(build_py):
             return
         mim = Path(self.build_lib) / 'bnet_mm' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)  # what an earlier build left
-        checkout_only = shutil.ignore_patterns(
-            '__pycache__', 'benchmark_results', 'install.sh', 'model_zoo.py', 'run_*.sh'
-        )
+        checkout_only = shutil.ignore_patterns('__pycache__', 'dev', 'run_*.sh')
         for folder in ('configs', 'tools'):
             shutil.copytree(ROOT / folder, mim / folder, ignore=checkout_only)
         shutil.copy(ROOT / 'model-index.yml', mim)
@@ -77,6 +75,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
+    package_data={'bnet_mm': ['py.typed', 'ops/README.md']},
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
     ext_modules=extension.get('ext_modules', []),

@@ -1,7 +1,7 @@
 # Table 3, BN, Bi-Real Net. 8 GPUs x 64 images, section 4.1.2. The paper does not say the depth: 18 has the printed
 # FLOPs. It refers to the official PyTorch code for the rest: label smoothing, lighting noise, no weight decay.
 _base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat', 'bnet_mm.models'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat', 'bnet_mm.models'], allow_failed_imports=False)
 model = dict(
     backbone=dict(_delete_=True, type='BiRealResNet', depth=18),
     head=dict(loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1)),

@@ -1,8 +1,8 @@
 # The demo: a small Faster R-CNN, trained from scratch in minutes on a CPU. DATA_ROOT names any COCO-layout data set.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-from bnet_mm.coco import coco_classes
+from bnet_mm.datasets.coco import coco_classes
 
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)
 data_root = '{{$DATA_ROOT:data/shapes}}/'
 metainfo = dict(classes=coco_classes(data_root + 'annotations/instances_train2017.json'))
 

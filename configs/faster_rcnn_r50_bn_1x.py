@@ -1,3 +1,3 @@
 # Table 5, BN, ResNet-50. Schedule, batch and image size are mmdet's 1x, as the paper's.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)

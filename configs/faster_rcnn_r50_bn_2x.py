@@ -1,6 +1,6 @@
 # BN beside README model zoo 1, Faster R-CNN, 2x, ResNet-50, which prints none. Scales and steps: official 2x configs.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -1,3 +1,3 @@
 # Table 2, BN, ResNet-101. 8 GPUs x 32 images, section 4.1.1; crops, flips and initialisation are mmpretrain's.
 _base_ = 'mmpretrain::resnet/resnet101_8xb32_in1k.py'
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)

@@ -6,7 +6,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)
 model = dict(head=dict(num_classes=10))
 data_preprocessor = dict(num_classes=10)
 

@@ -1,7 +1,7 @@
 # Tables 1 and 8, BN, TSN. 8 GPUs x 32 videos, section 4.4, whose 256 is read as the total. Epochs, weight decay and
 # initialisation: mmaction2's UCF-101 config (tsn_r50_1x1x3_75e_ucf101_rgb, not in its wheel). The rest is inherited.
 _base_ = 'mmaction::recognition/tsn/tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb.py'
-custom_imports = dict(imports=['bnet_mm', 'bnet_mm.compat'], allow_failed_imports=False)
+custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)
 model = dict(cls_head=dict(num_classes=101, init_std=0.001))
 
 decoder = dict(DecordInit='OpenCVInit', DecordDecode='OpenCVDecode')

@@ -10,7 +10,7 @@ def import_host_models(scope):
     if scope == 'mmengine':
         return
     pytest.importorskip(scope)
-    importlib.import_module('bnet_mm.compat')
+    importlib.import_module('bnet_mm.host.compat')
     try:
         importlib.import_module(f'{scope}.models')
     except ImportError as error:

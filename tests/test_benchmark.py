@@ -6,7 +6,7 @@ import sys
 
 from paths import REPO
 
-TOOL = [sys.executable, 'tools/benchmark.py']
+TOOL = [sys.executable, 'tools/dev/benchmark.py']
 
 
 def run(*arguments):
@@ -16,7 +16,7 @@ def run(*arguments):
 def test_tables_are_those_of_the_rows(tmp_path):
     done = run('readme', '--check')
     assert done.returncode == 0, done.stderr
-    for path in (REPO / 'tools' / 'benchmark_results').glob('*.csv'):  # a newer row makes the table stale
+    for path in (REPO / 'tools' / 'dev' / 'benchmark_results').glob('*.csv'):  # a newer row makes the table stale
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with open(tmp_path / 'layer.csv', newline='') as file:
         *_, last = (row for row in csv.DictReader(file) if row['name'] == 'BNET-5')

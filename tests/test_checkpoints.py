@@ -369,7 +369,8 @@ def test_pretrained_file_of_a_part_is_accepted(tmp_path, leftovers):
 
 def test_pretrained_file_that_mmaction_cannot_use_is_one_sentence(tmp_path):
     """It reads torchvision's layout by itself; our runner says what was being done."""
-    from bnet_mm.launch import CheckedRunner, UserError
+    from bnet_mm.cli import UserError
+    from bnet_mm.engine.runner import CheckedRunner
 
     import_host_models('mmaction')
     path = save({'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}, tmp_path / 'a.pth')

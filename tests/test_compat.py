@@ -1,4 +1,4 @@
-"""bnet_mm.compat acts where a library is broken, and only there: stand-ins for both states, in fresh processes."""
+"""bnet_mm.host.compat acts where a library is broken, and only there: stand-ins for both states, in fresh processes."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ except AttributeError as error:
     raise RuntimeError('operator torchvision::nms does not exist') from error
 __version__ = '9.9'
 """
-PRELUDE = 'import sys, importlib\nimport bnet_mm.compat as compat\n'
+PRELUDE = 'import sys, importlib\nimport bnet_mm.host.compat as compat\n'
 
 
 def run(code, folder):
@@ -56,7 +56,7 @@ def test_nothing_is_done_where_nothing_is_installed(tmp_path):
     blocked = 'import importlib.util as u\nimport sys\nreal = u.find_spec\n'
     blocked += "u.find_spec = lambda name, *a: None if name in ('torchvision', 'mmaction') else real(name, *a)\n"
     env = dict(os.environ, PYTHONPATH=REPO, PYTHONWARNINGS='ignore')
-    code = blocked + 'import bnet_mm.compat as c\nassert c.MENDED == [] and "torchvision" not in sys.modules'
+    code = blocked + 'import bnet_mm.host.compat as c\nassert c.MENDED == [] and "torchvision" not in sys.modules'
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

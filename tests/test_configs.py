@@ -15,14 +15,14 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET, CBN
-from bnet_mm.norms.bnet import DepthwiseTransform
+from bnet_mm.layers.bnet import DepthwiseTransform
 
 CONFIGS = sorted(path.stem for path in REPO.glob('configs/*.py'))
 IMAGENET = [name for name in CONFIGS if name.endswith(('_imagenet', '_imagenette'))]
 DENSE = [name for name in CONFIGS if name not in IMAGENET and 'demo' not in name]  # test_tools.py has the demo
 R18, R50, R101 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3)
 MOBILENET = (2, 3, 4, 3, 3, 1)  # stages 2 to 7; the first has no expansion
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, bnet_mm.norms.SN2d, CBN, bnet_mm.BNConv)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, bnet_mm.layers.SN2d, CBN, bnet_mm.BNConv)
 
 
 def scope(name):
@@ -176,7 +176,7 @@ def test_every_config_is_checked_and_has_its_baseline():
             plain = re.sub(r'(gn|sn)_bnet\d', r'\1', plain)
             assert re.sub(r'bnet\d|bnconv\d', 'bn', plain) in IMAGENET
         imports = load(name).custom_imports['imports']
-        assert imports[:2] == ['bnet_mm', 'bnet_mm.compat']  # compat before anything that imports torchvision
+        assert imports[:2] == ['bnet_mm', 'bnet_mm.host.compat']  # compat before anything that imports torchvision
 
 
 def test_switchable_norms_of_one_image_have_no_batch_statistics(build):

@@ -18,7 +18,8 @@ from paths import REPO
 from test_configs import CONFIGS, scope
 from torch import nn
 
-from bnet_mm.launch import build_model, build_runner, load_config
+from bnet_mm.cli import load_config
+from bnet_mm.engine.runner import build_model, build_runner
 
 FAST = (
     'bireal18_bnet3_imagenet', 'deeplabv3_r101_bnet3_voc12aug', 'faster_rcnn_r50_bnet5_2x', 'mask_rcnn_r50_cbn_1x',

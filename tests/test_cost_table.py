@@ -1,4 +1,4 @@
-"""tools/cost_table.py: the printed costs are met, and a wrong one, here or there, is noticed."""
+"""tools/dev/cost_table.py: the printed costs are met, and a wrong one, here or there, is noticed."""
 
 import importlib.util
 import json
@@ -13,9 +13,9 @@ from paths import REPO, SHARED_DATA
 from torch import nn
 
 from bnet_mm import BNET
-from bnet_mm.launch import UserError
+from bnet_mm.cli import UserError
 
-TOOL = REPO / 'tools' / 'cost_table.py'
+TOOL = REPO / 'tools' / 'dev' / 'cost_table.py'
 spec = importlib.util.spec_from_file_location('cost_table', TOOL)
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS, MODELS
 from torch import nn
 
 from bnet_mm import BNET, CBN
-from bnet_mm.norms.cross_iteration_bn import HISTORY
+from bnet_mm.layers.cross_iteration_bn import HISTORY
 
 DOUBLE = {'dtype': torch.float64}
 

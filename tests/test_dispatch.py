@@ -165,7 +165,8 @@ sys.modules['triton'] = None  # an import raises ImportError
 sys.meta_path[:] = [finder for finder in sys.meta_path if not finder.__module__.startswith('__editable__')]
 import torch, bnet_mm
 from bnet_mm import BNET
-from bnet_mm.ops import backend_report, bnet, moments
+from bnet_mm.ops import backend_report
+from bnet_mm.ops.bnet import bnet, moments
 assert bnet_mm.__file__.startswith({folder!r}), bnet_mm.__file__
 report = backend_report()
 assert report['cpp'].startswith('not available: ') and {reason!r} in report['cpp'], report

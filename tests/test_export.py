@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnet_mm
-from bnet_mm import BNET, launch
+from bnet_mm import BNET
+from bnet_mm.engine import export
 
 TOOL = REPO / 'tools' / 'export_onnx.py'
 HEAD = "custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)\nnorm = dict(type='BN')\n"

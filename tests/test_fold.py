@@ -13,7 +13,7 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET, CBN, FReLU, SN2d
-from bnet_mm.norms.bnet import DepthwiseTransform
+from bnet_mm.layers.bnet import DepthwiseTransform
 
 DOUBLE = {'dtype': torch.float64}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET
-from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 
 NORM = dict(type='BNET', k=3)
 RESNETS = [('mmdet', 50), ('mmseg', 50), ('mmpretrain', 50), ('mmaction', 50), ('mmdet', 18), ('mmaction', 18)]

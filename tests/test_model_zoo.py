@@ -17,11 +17,11 @@ from mmengine.config import Config
 from modelindex.load_model_index import load
 from paths import REPO, SHARED_DATA
 
-from bnet_mm.config_lookup import find_config, find_weights
-from bnet_mm.launch import UserError
+from bnet_mm.cli import UserError
+from bnet_mm.host.configs import find_config, find_weights
 
-sys.path.insert(0, str(REPO / 'tools'))  # the tool imports its neighbour
-spec = importlib.util.spec_from_file_location('model_zoo', REPO / 'tools' / 'model_zoo.py')
+sys.path.insert(0, str(REPO / 'tools' / 'dev'))  # the tool imports its neighbour
+spec = importlib.util.spec_from_file_location('model_zoo', REPO / 'tools' / 'dev' / 'model_zoo.py')
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
 sys.path.pop(0)
@@ -153,7 +153,9 @@ def test_what_is_stale_is_named_and_written(small_zoo, monkeypatch, capsys):
     change(page, '84.1', '94.1')
     change(metafile, 'Epochs: 75', 'Epochs: 76')
     change(metafile, '    Parameters: 23714981\n', '')
-    with pytest.raises(UserError, match='^stale: configs/metafile_ucf101.yml, README.md; python tools/model_zoo.py'):
+    with pytest.raises(
+        UserError, match='^stale: configs/metafile_ucf101.yml, README.md; python tools/dev/model_zoo.py'
+    ):
         run(monkeypatch, '--check')
     run(monkeypatch)
     assert (metafile.read_text(), page.read_text()) == before
@@ -240,7 +242,7 @@ from mim.commands.download import download
 from mim.commands.search import get_model_info
 from mmengine.config import Config
 import bnet_mm
-from bnet_mm.config_lookup import find_config
+from bnet_mm.host.configs import find_config
 
 site = Path(sys.argv[1])
 assert Path(bnet_mm.__file__).is_relative_to(site) and Path(find_config('tsn_r50_bn_ucf101')).is_relative_to(site)
@@ -310,7 +312,7 @@ def test_contents_of_the_wheel(wheel):
     assert {'model-index.yml', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh'} <= mim
     assert 'bnet_mm/ops/bnet.py' in names and not any('_cpu' in name for name in names)
     assert not any('__pycache__' in name or name.startswith(('tests/', 'configs/', 'tools/')) for name in names)
-    assert not any(name in mim for name in ('tools/install.sh', 'tools/run_demo.sh', 'tools/model_zoo.py'))
+    assert not any(name in mim for name in ('tools/dev/install.sh', 'tools/run_demo.sh', 'tools/dev/model_zoo.py'))
 
 
 def test_use_of_the_wheel(wheel, tmp_path):

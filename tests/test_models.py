@@ -17,9 +17,9 @@ from mmengine.runner import Runner
 from paths import REPO
 from torch import nn
 
-import bnet_mm.compat  # noqa: F401  (before mmpretrain imports torchvision)
+import bnet_mm.host.compat  # noqa: F401  (before mmpretrain imports torchvision)
 from bnet_mm import BNET
-from bnet_mm.hooks import FreezeTransform
+from bnet_mm.engine.hooks import FreezeTransform
 
 pytest.importorskip('mmpretrain')
 if importlib.util.find_spec('torchvision') is None:

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from bnet_mm import BNET
-from bnet_mm.ops import bnet, bnet_reference, moments
+from bnet_mm.ops import bnet_reference
+from bnet_mm.ops.bnet import bnet, moments
 from bnet_mm.ops.dispatch import load_backend
 
 BUILT, WHY = load_backend('cpp')

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bnet_mm import BNET, CBN, SyncSN
-from bnet_mm.launch import AffineSyncBatchNorm
-from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.layers.sync_batch_norm import AffineSyncBatchNorm, SyncBatchNorm
 
 STEPS, SIZES = 3, [(1, 4), (3, 2), (2, 0)]  # images of each process in each step; an empty batch as well
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)

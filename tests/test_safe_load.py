@@ -138,7 +138,7 @@ def test_torchs_switch_to_unsafe_loading_has_no_effect(tmp_path, monkeypatch, pa
 
 def test_no_scheme_of_mmengine_is_left_out():
     for prefix, loader in CheckpointLoader._schemes.items():
-        assert loader.__module__ == 'bnet_mm.checkpoint.safe_load' or hasattr(loader, '__wrapped__'), prefix
+        assert loader.__module__ == 'bnet_mm.host.loaders' or hasattr(loader, '__wrapped__'), prefix
 
 
 @pytest.mark.parametrize('scheduler', [

@@ -20,7 +20,7 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET, CBN, BNConv, FReLU, SN2d
-from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.surgery.enhance import insert_bn_conv
 
 

@@ -368,7 +368,7 @@ def test_bad_launch(tool, arguments, message):
 def test_installer_names_what_is_wrong(tmp_path, python, message):
     """In an empty copy, with a stand-in for the interpreter."""
     (tmp_path / 'tools').mkdir()
-    for name in ('tools/install.sh', 'constraints.txt', 'setup.py'):
+    for name in ('tools/dev/install.sh', 'constraints.txt', 'setup.py'):
         shutil.copy(REPO / name, tmp_path / name)
     shutil.copytree(REPO / 'bnet_mm' / 'ops' / 'csrc', tmp_path / 'bnet_mm' / 'ops' / 'csrc')
     (tmp_path / 'python').write_text(python)

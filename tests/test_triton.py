@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip('triton', reason='Triton is not installed')
-from bnet_mm.ops import bnet, moments  # noqa: E402
-from bnet_mm.ops import triton_kernels as kernels  # noqa: E402
+from bnet_mm.ops import triton  # noqa: E402
+from bnet_mm.ops.bnet import bnet, moments  # noqa: E402
+from bnet_mm.ops.triton import kernels, launchers, plans  # noqa: E402
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 CUDA = torch.cuda.is_available() and not INTERPRETED
@@ -65,8 +66,8 @@ class Case:
         """y, and gradients of x, mean, rstd, weight, bias, by the kernels, on the CPU."""
         x, mean, rstd, weight, bias, grad = (tensor.to(DEVICE) for tensor in (*self.inputs(), self.grad))
         other = self.residual.to(DEVICE) if residual else None
-        y = kernels.forward(x, mean, rstd, weight, bias, other, relu)
-        grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = kernels.backward(
+        y = launchers.forward(x, mean, rstd, weight, bias, other, relu)
+        grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = launchers.backward(
             grad, x, mean, rstd, weight, needs_weight, needs_statistics
         )
         return [tensor.cpu() for tensor in (y, grad_x, grad_mean, grad_rstd, grad_weight, grad_bias)]
@@ -150,7 +151,7 @@ def test_taps_beyond_the_map(shape, layout):
 def test_many_programs(monkeypatch):
     """Programs of several samples and strips: what large tensors have, at a small size."""
     for programs, layout in itertools.product((1, 2, 10**6), LAYOUTS):
-        monkeypatch.setattr(kernels, 'PROGRAMS', programs)
+        monkeypatch.setattr(plans, 'PROGRAMS', programs)
         check(Case((3, 2, 11, 5), layout=layout))
         check_moments(torch.randn(5, 3, 9, 60).contiguous(memory_format=layout))
 
@@ -171,7 +172,7 @@ def test_unwanted_sums_are_zero():
 
 def check_moments(x, floor=8):
     for over_batch in (True, False):
-        mean, var = (tensor.cpu() for tensor in kernels.moments(x.to(DEVICE), over_batch))
+        mean, var = (tensor.cpu() for tensor in launchers.moments(x.to(DEVICE), over_batch))
         axes = (0, 2, 3) if over_batch else (2, 3)
         exact_var, exact_mean = torch.var_mean(x.double(), axes, correction=0)
         rounded_var, rounded_mean = torch.var_mean(x.float(), axes, correction=0)
@@ -214,7 +215,7 @@ def test_moments_backward(by_sample, layout):
 
         grad_x = case.grad.clone().to(DEVICE)
         numbers = (tensor.to(DEVICE) for tensor in (case.x, case.mean, grad_mean, grad_var))
-        assert kernels.moments_backward(grad_x, *numbers) is None
+        assert launchers.moments_backward(grad_x, *numbers) is None
         assert_as_good([grad_x.cpu()], [expected(torch.float32).to(dtype)], [expected(torch.float64)])
 
 
@@ -255,7 +256,7 @@ def test_equal_bits_on_every_run():
         for first, second in zip(case.run(), case.run()):
             assert torch.equal(first, second)
         x = case.x.to(DEVICE)
-        for first, second in zip(kernels.moments(x, True), kernels.moments(x, True)):
+        for first, second in zip(launchers.moments(x, True), launchers.moments(x, True)):
             assert torch.equal(first, second)
 
 
@@ -271,7 +272,7 @@ def test_nan_and_inf(bad, layout):
     assert_same_kind(case.run(relu=True)[0], exact[0].relu())
     assert_same_kind(values[1], exact[1])
     assert_finite_in_the_same_channels(values[2:], exact[2:])
-    mean, var = kernels.moments(case.x.to(DEVICE), False)
+    mean, var = launchers.moments(case.x.to(DEVICE), False)
     assert torch.equal(mean.cpu().isfinite(), torch.tensor([[False, True], [True, False]]))
     assert var.cpu().isnan().tolist() == [[True, False], [False, True]]
 
@@ -283,7 +284,7 @@ def test_nan_and_inf(bad, layout):
 
 
 def assert_finite_in_the_same_channels(values, exact):
-    """Which taps' gradients are finite beside a border is a matter of the formula; see triton_kernels.py."""
+    """Which taps' gradients are finite beside a border is a matter of the formula; see ops/triton/kernels.py."""
     for value, truth in zip(values, exact):
         finite, expected = (tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in (value, truth))
         assert torch.equal(finite, expected)
@@ -303,19 +304,19 @@ def test_other_strides_are_copied():
     transposed = wide[:, :3, :, :7].transpose(2, 3)
     for x, grad in ((sliced, expanded), (expanded, transposed), (transposed, sliced)):
         same_x, same_grad = x.contiguous(), grad.contiguous()
-        y = kernels.forward(x, *numbers, grad, False)
-        assert torch.equal(y, kernels.forward(same_x, *numbers, same_grad, False))
-        found = kernels.backward(grad, x, *numbers[:3], True, True)
-        for value, same in zip(found, kernels.backward(same_grad, same_x, *numbers[:3], True, True)):
+        y = launchers.forward(x, *numbers, grad, False)
+        assert torch.equal(y, launchers.forward(same_x, *numbers, same_grad, False))
+        found = launchers.backward(grad, x, *numbers[:3], True, True)
+        for value, same in zip(found, launchers.backward(same_grad, same_x, *numbers[:3], True, True)):
             assert torch.equal(value, same)
-        for value, same in zip(kernels.moments(x, True), kernels.moments(same_x, True)):
+        for value, same in zip(launchers.moments(x, True), launchers.moments(same_x, True)):
             assert torch.equal(value, same)
     x = wide[:, :3, :7, :9].contiguous()
     last = x.contiguous(memory_format=torch.channels_last)
-    y = kernels.forward(x, *numbers, last, True)
-    assert y.is_contiguous() and torch.equal(y, kernels.forward(x, *numbers, x, True))
+    y = launchers.forward(x, *numbers, last, True)
+    assert y.is_contiguous() and torch.equal(y, launchers.forward(x, *numbers, x, True))
     numbers = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in numbers]  # not contiguous
-    assert torch.equal(y, kernels.forward(x, *numbers, x, True))
+    assert torch.equal(y, launchers.forward(x, *numbers, x, True))
 
 
 @runs_kernels
@@ -331,11 +332,11 @@ def test_nothing_beyond_the_tensors_is_touched():
             return inside, around
 
         x, mean, rstd, weight, bias = (island(tensor)[0] for tensor in case.inputs())
-        assert kernels.forward(x, mean, rstd, weight, bias, None, False).isfinite().all()
+        assert launchers.forward(x, mean, rstd, weight, bias, None, False).isfinite().all()
         grad, around = island(case.grad)
-        assert all(tensor.isfinite().all() for tensor in kernels.backward(grad, x, mean, rstd, weight, True, True))
-        assert all(tensor.isfinite().all() for tensor in kernels.moments(x, True))
-        kernels.moments_backward(grad, x, mean, mean, rstd)
+        assert all(tensor.isfinite().all() for tensor in launchers.backward(grad, x, mean, rstd, weight, True, True))
+        assert all(tensor.isfinite().all() for tensor in launchers.moments(x, True))
+        launchers.moments_backward(grad, x, mean, mean, rstd)
         assert grad.isfinite().all() and around[:32].isnan().all() and around[-32:].isnan().all()
 
 
@@ -358,20 +359,20 @@ def test_refusals_name_the_argument():
     )
     for message, kind, arguments in wrong:
         with pytest.raises(kind, match=message):
-            kernels.forward(*arguments, False)
+            launchers.forward(*arguments, False)
     with pytest.raises(ValueError, match='grad must be'):
-        kernels.backward(x[:1], x, mean, rstd, weight, True, True)
+        launchers.backward(x[:1], x, mean, rstd, weight, True, True)
     with pytest.raises(ValueError, match='grad_var must be'):
-        kernels.moments_backward(x.clone(), x, mean, mean, mean[:1])
+        launchers.moments_backward(x.clone(), x, mean, mean, mean[:1])
     with pytest.raises(ValueError, match='grad_x must be contiguous'):
-        kernels.moments_backward(x.transpose(2, 3).contiguous().transpose(2, 3), x, mean, mean, mean)
+        launchers.moments_backward(x.transpose(2, 3).contiguous().transpose(2, 3), x, mean, mean, mean)
 
 
 def test_plans_cover_every_map_once():
     sizes = (1, 2, 3, 7, 8, 14, 17, 56, 127, 130, 200, 336, 3000)
     for height, width, channels, k in itertools.product(sizes, sizes, (1, 3, 64, 256, 2048), (1, 3, 5, 7)):
         for samples, channels_last, item in itertools.product((1, 64), (False, True), (2, 4)):
-            plan = kernels.plan_windows((samples, channels, height, width), k, channels_last, item, samples == 64)
+            plan = plans.plan_windows((samples, channels, height, width), k, channels_last, item, samples == 64)
             tile = plan.tile
             across, along = (tile.inner, tile.outer) if channels_last else (tile.outer, tile.inner)
             channel_tiles, rest = divmod(plan.tiles, plan.column_tiles)
@@ -380,8 +381,8 @@ def test_plans_cover_every_map_once():
             assert plan.rows_each % tile.rows == 0 and covers(plan.strips, plan.rows_each, height)
             assert covers(plan.groups, plan.samples_each, samples) and (samples == 1 or plan.samples_each == 1)
             assert all(value & (value - 1) == 0 for value in tile) and tile.outer * tile.inner <= 128
-            assert plan.rows_each * tile.columns * plan.samples_each <= max(kernels.TERMS, tile.rows * tile.columns)
-            assert kernels.warps(tile) in (1, 2, 4)
+            assert plan.rows_each * tile.columns * plan.samples_each <= max(plans.TERMS, tile.rows * tile.columns)
+            assert plans.warps(tile) in (1, 2, 4)
 
 
 def covers(parts, size, length):
@@ -397,19 +398,19 @@ def test_plans_of_the_benchmarked_layers():
         (small, 3, False, 4): (8, 16, 8, 1), (small, 3, False, 2): (16, 8, 8, 2), (small, 5, True, 2): (2, 64, 4, 4),
     }  # fmt: skip
     for (shape, k, channels_last, item), tile in tiles.items():
-        plan = kernels.plan_windows(shape, k, channels_last, item, False)
+        plan = plans.plan_windows(shape, k, channels_last, item, False)
         assert plan.tile == tile and 2000 <= plan.programs <= 20000, (shape, k, channels_last, item, plan)
     for shape, channels_last in itertools.product((big, small), (False, True)):
-        assert 1000 <= kernels.plan_pixels(shape, channels_last, False).programs <= 20000
+        assert 1000 <= plans.plan_pixels(shape, channels_last, False).programs <= 20000
 
 
 def test_load_says_what_is_missing():
     if INTERPRETED or CUDA:
-        assert kernels.load().startswith('Triton 3') and kernels.load().endswith('interpreter') == INTERPRETED
+        assert triton.load().startswith('Triton 3') and triton.load().endswith('interpreter') == INTERPRETED
         assert torch._C._dispatch_has_kernel_for_dispatch_key('bnet_mm::forward', 'CUDA' if CUDA else 'CPU')
     else:
         with pytest.raises(ImportError, match='no CUDA device'):
-            kernels.load()
+            triton.load()
 
 
 def compiled(kernel, capability, item, **constants):
@@ -422,7 +423,7 @@ def compiled(kernel, capability, item, **constants):
     signature |= {name: '*fp32' for name in numbers} | {name: 'constexpr' for name in constants}
     signature |= {name: f'*{item}' for name in ('x', 'y', 'residual', 'grad', 'grad_x')}
     signature = {name: signature[name] for name in kernel.arg_names}
-    options = {'num_warps': kernels.warps(kernels.Tile(constants['OUTER'], constants['INNER'], 1, 1))}
+    options = {'num_warps': plans.warps(plans.Tile(constants['OUTER'], constants['INNER'], 1, 1))}
     return compile(ASTSource(kernel, signature, constants), GPUTarget('cuda', capability, 32), options)
 
 
@@ -431,14 +432,14 @@ def compiled(kernel, capability, item, **constants):
 @pytest.mark.parametrize('item, channels_last', [('fp32', False), ('bf16', False), ('fp16', True)])
 def test_compiles_without_atomics(item, channels_last, capability):
     shape, size = (16, 256, 56, 56), 4 if item == 'fp32' else 2
-    tile = kernels.plan_windows(shape, 3, channels_last, size, False).tile
+    tile = plans.plan_windows(shape, 3, channels_last, size, False).tile
     constants = dict(OUTER=tile.outer, INNER=tile.inner, CHANNELS_LAST=channels_last)
     taps = dict(constants, ROWS=tile.rows, COLUMNS=tile.columns, K=3)
     built = [
-        compiled(kernels._forward_kernel, capability, item, RESIDUAL=True, RELU=True, **taps),
-        compiled(kernels._backward_kernel, capability, item, WEIGHT=True, STATISTICS=True, **taps),
-        compiled(kernels._moments_kernel, capability, item, DEPTH=8, **constants),
-        compiled(kernels._moments_backward_kernel, capability, item, DEPTH=4, BY_SAMPLE=False, **constants),
+        compiled(kernels.forward_kernel, capability, item, RESIDUAL=True, RELU=True, **taps),
+        compiled(kernels.backward_kernel, capability, item, WEIGHT=True, STATISTICS=True, **taps),
+        compiled(kernels.moments_kernel, capability, item, DEPTH=8, **constants),
+        compiled(kernels.moments_backward_kernel, capability, item, DEPTH=4, BY_SAMPLE=False, **constants),
     ]
     for kernel in built:
         assert kernel.asm['cubin']
@@ -464,13 +465,13 @@ def test_more_than_2_31_elements(layout):
     x = torch.empty(3, 50000, 120, 120, device='cuda', dtype=torch.bfloat16, memory_format=layout).normal_()
     numbers = [tensor.cuda() for tensor in Case((1, 50000, 1, 1)).inputs()[1:]]
     own_x, own = x[-1:, -64:].contiguous(memory_format=layout), [tensor[-64:] for tensor in numbers]
-    y = kernels.forward(x, *numbers, None, False)
-    assert torch.equal(y[-1:, -64:], kernels.forward(own_x, *own, None, False))
+    y = launchers.forward(x, *numbers, None, False)
+    assert torch.equal(y[-1:, -64:], launchers.forward(own_x, *own, None, False))
     del y
-    grad_x = kernels.backward(x, x, *numbers[:3], True, True)[0]
-    assert torch.equal(grad_x[-1:, -64:], kernels.backward(own_x, own_x, *own[:3], True, True)[0])
-    mean, _ = kernels.moments(x, False)
-    torch.testing.assert_close(mean[-1, -64:], kernels.moments(own_x, False)[0][0])
+    grad_x = launchers.backward(x, x, *numbers[:3], True, True)[0]
+    assert torch.equal(grad_x[-1:, -64:], launchers.backward(own_x, own_x, *own[:3], True, True)[0])
+    mean, _ = launchers.moments(x, False)
+    torch.testing.assert_close(mean[-1, -64:], launchers.moments(own_x, False)[0][0])
 
 
 @needs_gpu

@@ -8,25 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-
-def subset(coco: dict, images: int, max_objects: int) -> dict:
-    """The annotation dict with the chosen images and their annotations only."""
-    objects = defaultdict(list)
-    for annotation in coco['annotations']:
-        objects[annotation['image_id']].append(annotation)
-    fits = [
-        image
-        for image in sorted(coco['images'], key=lambda image: image['id'])
-        if 1 <= len(objects[image['id']]) <= max_objects and not any(a.get('iscrowd') for a in objects[image['id']])
-    ][:images]
-    if len(fits) < images:
-        raise ValueError(f'only {len(fits)} images have 1 to {max_objects} annotations, {images} asked for')
-    return dict(coco, images=fits, annotations=[a for image in fits for a in objects[image['id']]])
+from bnet_mm.datasets.coco import subset
+from bnet_mm.files import written
 
 
 def main() -> None:
@@ -40,9 +26,8 @@ def main() -> None:
         sys.exit(f'error: {args.target} exists already')
     try:
         result = subset(json.loads(args.source.read_text()), args.images, args.max_objects)
-        temporary = args.target.with_name(f'{args.target.name}.part')
-        temporary.write_text(json.dumps(result))
-        os.replace(temporary, args.target)
+        with written(args.target) as temporary:
+            temporary.write_text(json.dumps(result))
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f'error: {args.source}: {error}')
     print(f'{args.target}: {len(result["images"])} images, {len(result["annotations"])} objects')

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from bnet_mm.checkpoint.convert import check_target, write_checkpoint
-from bnet_mm.launch import UserError, build_model, clear_errors, load_complete, run_tool
+from bnet_mm.checkpoint.convert import write_checkpoint
+from bnet_mm.cli import UserError, clear_errors, run_tool
+from bnet_mm.engine.runner import build_model, load_complete
+from bnet_mm.files import check_target, written
 from bnet_mm.surgery import enhance
+from bnet_mm.surgery.config import config_text
 
 
 def main() -> None:
@@ -40,12 +43,14 @@ def main() -> None:
     if '::' not in base:
         base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.out)))
     bnet = dict(k=args.k, where=args.where, dilation=args.dilation)
-    temporary = Path(args.out).with_name(f'part{os.getpid()}_{Path(args.out).name}')
-    try:
+    with written(args.out) as temporary:
         temporary.write_text(f'_base_ = {base!r}\n')
         with clear_errors(f'config {args.config} cannot be inherited from'):
             cfg = Config.fromfile(temporary)
-        temporary.write_text(config_text(cfg, args.config, base, bnet))
+        try:
+            temporary.write_text(config_text(cfg, args.config, base, bnet))
+        except ValueError as error:
+            raise UserError(str(error)) from error
         model = build_model(cfg)
         with clear_errors('nothing was written'):
             report = enhance(model, **bnet)
@@ -54,37 +59,8 @@ def main() -> None:
             meta = load_complete(model, args.from_checkpoint).get('meta', {})
             meta = {**meta, 'converted_from': Path(args.from_checkpoint).name}
             write_checkpoint(new_checkpoint, {'meta': meta, 'state_dict': model.state_dict()})
-        os.replace(temporary, args.out)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(report)
     print(f'wrote {args.out}' + (f' and {new_checkpoint}' if args.from_checkpoint else ''))
-
-
-def config_text(cfg: Config, title: str, base: str, bnet: dict) -> str:
-    """The new config."""
-    model = cfg.get('model') or {}
-    if not isinstance(model.get('type'), str):
-        raise UserError(f'config {title} has no model with a type')
-    if model['type'] == 'WithBNET':
-        raise UserError(f'config {title} has BNET already (model.type is WithBNET); change model.bnet instead')
-    imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
-    names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
-    imports['imports'] = [*names, *(['bnet_mm'] if 'bnet_mm' not in names else [])]
-    if bnet['dilation'] == 1:
-        bnet = dict(k=bnet['k'], where=bnet['where'])
-    return (
-        f'# {title} with BNET-{bnet["k"]} at {bnet["where"]!r}.\n'
-        f'_base_ = {base!r}\n'
-        f'custom_imports = {_call(imports)}\n'
-        f'model = {_call(dict(type="WithBNET", base=model["type"], bnet=bnet))}\n'
-    )
-
-
-def _call(options: dict) -> str:
-    """A dict as configs write it: dict(k=3, where='C')."""
-    items = (f'{name}={_call(value) if isinstance(value, dict) else repr(value)}' for name, value in options.items())
-    return f'dict({", ".join(items)})'
 
 
 if __name__ == '__main__':

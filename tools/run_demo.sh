@@ -6,7 +6,7 @@
 set -euo pipefail
 [ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(realpath "$DATA_ROOT")
 cd "$(dirname "$0")/.."
-bash tools/install.sh
+bash tools/dev/install.sh
 
 PYTHON=.venv/bin/python
 CONFIG=configs/faster_rcnn_r18_bnet5_demo.py

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import METRICS, DefaultScope
-
 from bnet_mm.checkpoint.layouts import CheckpointError
-from bnet_mm.launch import UserError, build_runner, clear_errors, common_arguments, load_config, run_tool
-
-# The option that switches a library's visualization hook on.
-DRAW_OPTION = {'mmdet': 'draw', 'mmseg': 'draw', 'mmaction': 'enable', 'mmpretrain': 'enable'}
+from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, run_tool
+from bnet_mm.engine.options import draw_predictions, dump_predictions, use_tta
+from bnet_mm.engine.runner import build_runner
 
 
 def parse_args():
@@ -22,46 +17,6 @@ def parse_args():
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
-
-
-def draw_predictions(cfg: Config, folder: str) -> None:
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None or cfg.default_scope not in DRAW_OPTION:
-        raise UserError('--show-dir: the config has no visualization hook')
-    hook[DRAW_OPTION[cfg.default_scope]] = True
-    hook.interval = 1
-    if cfg.default_scope == 'mmdet':
-        hook.test_out_dir = folder
-    elif cfg.default_scope == 'mmseg':
-        cfg.visualizer.save_dir = os.path.join(cfg.work_dir, folder)
-    else:
-        hook.out_dir = os.path.join(cfg.work_dir, folder)
-
-
-def use_tta(cfg: Config) -> None:
-    """Wrap the model for test-time augmentation; mmdet configs without it get a horizontal flip, as in mmdet."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    if cfg.default_scope == 'mmdet' and 'tta_model' not in cfg:
-        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-    if cfg.default_scope == 'mmdet' and 'tta_pipeline' not in cfg:
-        pack = dict(dataset.pipeline[-1])
-        if 'meta_keys' in pack:  # its default has the flips
-            pack['meta_keys'] = (*pack['meta_keys'], 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = copy.deepcopy(dataset.pipeline)
-        cfg.tta_pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise UserError('--tta: the config says no tta_model and tta_pipeline')
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
-
-
-def dump_predictions(runner, scope: str, path: str) -> None:
-    with DefaultScope.overwrite_default_scope(scope):
-        metric = dict(type='DumpDetResults' if scope == 'mmdet' else 'DumpResults', out_file_path=path)
-        runner.test_evaluator.metrics.append(METRICS.build(metric))
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Checkpoints: key layouts (layouts.py, blocks.py), reading files safely (safe_load.py), conversion (convert.py)."""
+"""Checkpoints: key layouts (layouts.py), reading files safely (safe_load.py), conversion (convert.py)."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from bnet_mm.checkpoint.layouts import STATISTICS, CheckpointError, move_key, official_to_host_key
+from bnet_mm.checkpoint.layouts import CheckpointError, move_key, parse_key
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
+from bnet_mm.files import check_target, written
 
 LAYER_TENSORS = ('bnconv.weight', 'bnconv.bias', 'norm.running_mean', 'norm.running_var')
 
@@ -36,9 +36,9 @@ def convert_state_dict(source: dict) -> Conversion:
     """Rename the official BNET keys (ImageNet, detection, older detection) of a state dict into our layout."""
     result = Conversion(OrderedDict(source))
     # Official keys name their layer as bnet<i> or bnconv<i>; the older form keeps the statistics under bn<i>.
-    layers = {_split(official_to_host_key(key))[0] for key in source if official_to_host_key(key) != key}
+    layers = {layer for layer, _, official in map(parse_key, source) if official}
     for key in source:
-        layer, tensor = _split(official_to_host_key(key))
+        layer, tensor, _ = parse_key(key)
         if layer not in layers:
             result.kept.append(key)
         elif tensor not in LAYER_TENSORS and tensor != 'norm.num_batches_tracked':
@@ -50,14 +50,6 @@ def convert_state_dict(source: dict) -> Conversion:
         missing = [name for name in LAYER_TENSORS if f'{layer}.{name}' not in result.state_dict]
         result.unmatched += [f'{layer}.{name} is missing' for name in missing]
     return result
-
-
-def _split(host_key: str) -> tuple[str, str]:
-    """'layer1.0.bn3.bnconv.weight' -> ('layer1.0.bn3', 'bnconv.weight'), '....bn3.running_var' -> (..., 'norm....')."""
-    layer, _, tensor = host_key.rpartition('.')
-    if layer.endswith('.bnconv'):
-        return layer[: -len('.bnconv')], f'bnconv.{tensor}'
-    return layer, f'norm.{tensor}' if tensor in STATISTICS else tensor
 
 
 def convert_file(source: str, target: str) -> tuple[Conversion, list[str]]:
@@ -119,24 +111,7 @@ def _write(target: str, source: str, entries: dict, state_dict: OrderedDict) -> 
     write_checkpoint(target, {'meta': meta, 'state_dict': state_dict})
 
 
-def check_target(path: str) -> None:
-    """Refuse, before any work, a file that exists already or whose folder does not exist.
-
-    Raises:
-        FileExistsError, FileNotFoundError: As said.
-    """
-    if os.path.exists(path):
-        raise FileExistsError(f'{path} exists already')
-    if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise FileNotFoundError(f'the folder of {path} does not exist')
-
-
 def write_checkpoint(path: str, checkpoint: dict) -> None:
-    """Write a checkpoint under a temporary name and move it, so that there never is half a file."""
-    temporary = f'{path}.part{os.getpid()}'
-    try:
+    """``torch.save`` that never leaves half a file."""
+    with written(path) as temporary:
         torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

@@ -14,7 +14,7 @@ Also accepted, by ``load_state_dict`` itself and so everywhere a checkpoint is l
 - a smaller k, which is centred in the larger kernel (the dilation is the layer's: checkpoints do not hold it).
 
 The official names sit beside the layer rather than below it, so the module that holds the layer renames them
-(blocks.py); the rest is the layer's own business (:func:`adapt_bnet_keys`).
+(layers/holders.py); the rest is the layer's own business (:func:`adapt_bnet_keys`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be loaded without losing something."""
 
 
-def official_to_host_key(key: str) -> str:
-    """The key with an official BNET name replaced by the host's: ``bnet3.x`` or ``bnconv3.x`` under ``bn3``."""
-    if match := OFFICIAL_LAYER.fullmatch(key):
-        return '{block}bn{index}.{rest}'.format(**match.groupdict())
+def parse_key(key: str) -> tuple[str, str, bool]:
+    """The layer as hosts call it, its tensor as we call it, and whether the layer has an official name in ``key``::
+
+    a.bnet3.running_var -> a.bn3, norm.running_var, True        a.bn3.running_var  -> a.bn3, norm.running_var, False
+    a.bnconv3.weight    -> a.bn3, bnconv.weight, True           a.bn3.bnconv.weight -> a.bn3, bnconv.weight, False
+    """
     if match := OFFICIAL_OLD_TRANSFORM.fullmatch(key):
-        return '{block}bn{index}.bnconv.{rest}'.format(**match.groupdict())
-    return key
+        return '{block}bn{index}'.format(**match.groupdict()), f'bnconv.{match["rest"]}', True
+    match = OFFICIAL_LAYER.fullmatch(key)
+    if match:
+        layer, tensor = '{block}bn{index}'.format(**match.groupdict()), match['rest']
+    else:
+        layer, _, tensor = key.rpartition('.')
+    for part in ('bnconv', 'norm'):
+        if layer.endswith(f'.{part}') or layer == part:
+            layer, tensor = layer[: -len(part) - 1], f'{part}.{tensor}'
+    return layer, f'norm.{tensor}' if tensor in STATISTICS else tensor, bool(match)
+
+
+def to_our_key(key: str) -> str:
+    """An official key as ours, ``bnet3.running_var`` as ``bn3.norm.running_var``; any other key as it is."""
+    layer, tensor, official = parse_key(key)
+    return f'{layer}.{tensor}' if official else key
 
 
 def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
@@ -57,11 +73,14 @@ def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
     state_dict[new_key] = state_dict.pop(key)
 
 
-def bnet_keys(prefix: str, layer: nn.Module) -> list[str]:
-    """The keys that a BNET ``layer`` called ``prefix`` (with the final dot) must find to be loaded completely."""
-    own = [*layer.norm.named_parameters(), *layer.norm.named_buffers()]
-    needed = [name for name, _ in own if name != 'num_batches_tracked']
-    return [prefix + 'bnconv.weight', prefix + 'bnconv.bias', *(f'{prefix}norm.{name}' for name in needed)]
+def missing_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> list[str]:
+    """What a BNET ``layer`` called ``prefix`` (with the final dot) needs and would not find, in our layout or BN's."""
+    optional = ('num_batches_tracked', *(f'norm.{name}' for name in getattr(layer.norm, 'OPTIONAL_KEYS', ())))
+    names = [name for name in layer.state_dict() if not name.endswith(optional)]
+    as_norm = {name: name.removeprefix('norm.').removeprefix('bnconv.') for name in names}
+    return [
+        prefix + name for name in names if prefix + name not in state_dict and prefix + as_norm[name] not in state_dict
+    ]
 
 
 def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> None:

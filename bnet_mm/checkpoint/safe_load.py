@@ -2,8 +2,7 @@
 
 Checkpoints are pickles, and a pickle can run any code. Files are therefore read with torch's ``weights_only``
 unpickler, extended by exactly what mmengine itself writes (its HistoryBuffer, numpy numbers, OneCycleLR's curve), which
-upstream mmengine 0.10 forgets to allow on torch >= 2.6. Importing bnet_mm makes mmengine's CheckpointLoader do so for
-every kind of path, so ``resume``, ``load_from``, ``init_cfg=dict(type='Pretrained')`` and the inference APIs all do.
+upstream mmengine 0.10 forgets to allow on torch >= 2.6. host/loaders.py makes mmengine's CheckpointLoader do so.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 
 from bnet_mm.checkpoint.layouts import CheckpointError
@@ -35,8 +33,6 @@ ATTRIBUTES = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
-# torch's switches for weights_only, by which a loader that forgets it can be made to use it.
-FORCE_VARIABLES = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
 
 
 def _restricted_getattr(owner: object, name: str) -> Callable:
@@ -64,7 +60,8 @@ def _allowed_globals() -> list[tuple[Any, str]]:
 
 
 @contextmanager
-def _clear_errors(filename: str) -> Iterator[None]:
+def clear_errors(filename: str) -> Iterator[None]:
+    """Turn what torch raises of a bad or refused file into a CheckpointError that says which and why."""
     try:
         yield
     except (CheckpointError, torch.cuda.OutOfMemoryError):
@@ -95,7 +92,7 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    with _clear_errors(filename):
+    with clear_errors(filename):
         checkpoint = _load_weights_only(filename, map_location)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{filename} is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
@@ -105,13 +102,13 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
 if digit_version(torch.__version__) >= digit_version('2.6.0'):
 
     @contextmanager
-    def _allow_list() -> Iterator[None]:
+    def allow_list() -> Iterator[None]:
         already_allowed = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([pair for pair in _allowed_globals() if pair not in already_allowed]):
             yield
 
     def _load_weights_only(filename: str, map_location: Any) -> Any:
-        with _allow_list():
+        with allow_list():
             return torch.load(filename, map_location=map_location, weights_only=True)
 
 else:
@@ -119,7 +116,7 @@ else:
     # enforced by an unpickler of our own, which torch.load uses for every pickle in the file.
 
     @contextmanager
-    def _allow_list() -> Iterator[None]:
+    def allow_list() -> Iterator[None]:
         yield
 
     def _load_weights_only(filename: str, map_location: Any) -> Any:
@@ -155,34 +152,3 @@ else:
 
     def _allow_list_load(file, **options) -> Any:
         return _AllowListUnpickler(file, **options).load()
-
-
-def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """mmengine's loader for local paths (it logs the part of the name after ``load_from_``)."""
-    return load_checkpoint_file(filename, map_location)
-
-
-def _weights_only(loader: Callable) -> Callable:
-    """A loader of mmengine's for remote files that reads what it fetched with ``weights_only``, as it forgets to."""
-
-    @functools.wraps(loader)
-    def load(filename: str, *args, **kwargs) -> Any:
-        # Both variables at once are an error to torch, and users set the second one to get round mmengine's defect.
-        before = {name: os.environ.pop(name, None) for name in FORCE_VARIABLES}
-        os.environ[FORCE_VARIABLES[0]] = '1'
-        try:
-            with _clear_errors(filename), _allow_list():
-                return loader(filename, *args, **kwargs)
-        finally:
-            del os.environ[FORCE_VARIABLES[0]]
-            os.environ.update({name: value for name, value in before.items() if value is not None})
-
-    return load
-
-
-def register_loaders() -> None:
-    """Make mmengine read checkpoints through this module."""
-    for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if loader.__module__ != __name__ and not hasattr(loader, '__wrapped__'):
-            safe = load_from_local if prefix == '' else _weights_only(loader)
-            CheckpointLoader.register_scheme(prefixes=prefix, loader=safe, force=True)

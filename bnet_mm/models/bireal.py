@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from mmpretrain.models.backbones.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -60,7 +59,6 @@ def binary_weight(weight: Tensor) -> Tensor:
     return _BinaryWeight.apply(weight)
 
 
-@MODELS.register_module()
 class BinaryConv2d(nn.Conv2d):
     """Convolution of the signs of its input with the scaled signs of its weight. A convolution for ``conv_cfg``.
 
@@ -88,7 +86,6 @@ class BiRealBlock(BasicBlock):
         return self.norm2(self.conv2(x)) + x
 
 
-@MODELS.register_module()
 class BiRealResNet(ResNet):
     """Bi-Real ResNet-18 or -34; BNET's position A is the norm after a block's first convolution, C after its second.
 

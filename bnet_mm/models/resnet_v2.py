@@ -9,7 +9,6 @@ from typing import Any
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from mmpretrain.models.backbones.resnet import ResNet
 from torch import Tensor, nn
 
@@ -75,7 +74,6 @@ class PreActivationBottleneck(BaseModule):
         return F.relu(norm(x))
 
 
-@MODELS.register_module()
 class ResNetV2(ResNet):
     """Pre-activation ResNet-50, -101 or -152 with the stem of ResNet v1, and norm and ReLU after the last stage.
 

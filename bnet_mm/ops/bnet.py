@@ -53,6 +53,19 @@ def bnet(
     _check(x, mean, rstd, weight, bias, residual)
     if select_backend(x, weight.shape[-1], dilation) == 'reference':
         return bnet_reference(x, mean, rstd, weight, bias, residual, relu, dilation)
+    return fused_bnet(x, mean, rstd, weight, bias, residual, relu)
+
+
+def fused_bnet(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """:func:`bnet` by the compiled backend that :func:`select_backend` has named for x."""
     dtype = wide_dtype(x.dtype)
     numbers = (tensor.to(dtype) for tensor in (mean, rstd, weight, bias))
     return _Transform.apply(x, *numbers, residual, relu)
@@ -61,6 +74,8 @@ def bnet(
 def moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance of each channel of x (N, C, H, W), over the batch or for each sample.
 
+    For the layers only: the first return value is easily misused.
+
     Returns:
         x itself, mean and variance, (C,) or (N, C), float32 or float64. Give the returned x, and not the argument, to
         :func:`bnet` and to nothing else: the backward pass adds the gradient through the moments to its gradient in
@@ -68,6 +83,11 @@ def moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
     """
     if select_backend(x, 1) == 'reference':
         return (x, *moments_reference(x, over_batch))
+    return fused_moments(x, over_batch)
+
+
+def fused_moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`moments` by the compiled backend that :func:`select_backend` has named for x."""
     return _Moments.apply(x, over_batch)
 
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from bnet_mm.ops import schemas  # noqa: F401  (declares torch.ops.bnet_mm)
+from bnet_mm.ops.limits import CPP_DTYPES, KERNEL_SIZES, TRITON_DTYPES
 
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # since torch 2.7
+# torch.func and vmap; there is no public question for it
+transforms_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
 VARIABLE = 'BNET_MM_BACKEND'
-KERNEL_SIZES = (1, 3, 5, 7)
 
 
 class BackendError(RuntimeError):
@@ -38,23 +40,23 @@ class Backend(NamedTuple):
 
 
 def _load_cpp() -> str:
-    from bnet_mm.ops import cpu
+    from bnet_mm.ops import cpp
 
-    return cpu.load()
+    return cpp.load()
 
 
 def _load_triton() -> str:
     if not (torch.cuda.is_available() or INTERPRETED):
         raise ImportError('torch finds no CUDA device')
-    from bnet_mm.ops import triton_kernels
+    from bnet_mm.ops import triton
 
-    return triton_kernels.load()
+    return triton.load()
 
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton's kernels in Python, on a CPU, for tests
 BACKENDS = {
-    'cpp': Backend('cpu', (torch.float32, torch.bfloat16, torch.float64), _load_cpp),
-    'triton': Backend('cpu' if INTERPRETED else 'cuda', (torch.float32, torch.float16, torch.bfloat16), _load_triton),
+    'cpp': Backend('cpu', CPP_DTYPES, _load_cpp),
+    'triton': Backend('cpu' if INTERPRETED else 'cuda', TRITON_DTYPES, _load_triton),
 }
 
 
@@ -75,7 +77,7 @@ def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -
     if dtype not in backend.dtypes:
         return f'it takes {", ".join(str(d) for d in backend.dtypes)}, the input is {dtype}'
     if k not in KERNEL_SIZES or dilation != 1:
-        return f'it takes k = 1, 3, 5, 7 without dilation, not k={k}, dilation={dilation}'
+        return f'it takes k = {", ".join(map(str, KERNEL_SIZES))} without dilation, not k={k}, dilation={dilation}'
     available, text = load_backend(name)
     return None if available else text
 
@@ -107,7 +109,7 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     Raises:
         ValueError, BackendError: As :func:`choose`.
     """
-    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or torch._C._are_functorch_transforms_active():
+    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or transforms_active():
         return 'reference'  # nothing to do, or torch's own operators, which graphs can hold and torch.func transforms
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 

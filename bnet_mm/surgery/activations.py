@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bnet_mm.frelu import FReLU
+from bnet_mm.layers import FReLU
 from bnet_mm.surgery.positions import norm_names
 
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Union
 
-from mmengine.logging import print_log
-from mmengine.registry import MODELS
 from torch import nn
 
-from bnet_mm.blocks import convolution_before
-from bnet_mm.checkpoint.layouts import official_to_host_key
-from bnet_mm.frelu import FReLU
-from bnet_mm.norms import BNET, BNConv
-from bnet_mm.norms.normalizers import can_be_normalizer
-from bnet_mm.surgery.activations import use_frelu
-from bnet_mm.surgery.positions import POSITIONS, has_hooks, is_norm, norm_names
+from bnet_mm.layers import BNET, BNConv, FReLU
+from bnet_mm.layers.holders import convolution_before
+from bnet_mm.layers.normalizers import can_be_normalizer
+from bnet_mm.messages import first_of
+from bnet_mm.surgery.modules import is_changed, is_norm, replace_modules
+from bnet_mm.surgery.positions import POSITIONS, norm_names
 from bnet_mm.surgery.report import Report
 
 Where = Union[str, re.Pattern, Callable[[str, nn.Module], bool]]
@@ -58,7 +55,7 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
         return layer, f'BNET-{k}' + (f' dilated {dilation}' if dilation > 1 else '') + frozen
 
     def why_not(name: str, norm: nn.Module) -> str:
-        return _why_not(model, name, norm)
+        return _why_not_bnet(model, name, norm)
 
     return _change_norms('enhance', Report('enhanced', model), where, why_not, make, inplace)
 
@@ -97,7 +94,9 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
     if not layers:
         raise ValueError(f'restore: {type(model).__name__} has no BNET')
     if trained := [name for name, layer in layers.items() if not layer.is_affine()]:
-        raise ValueError(f'restore: {len(trained)} BNET layers have taps off the centre, no norm has: {_some(trained)}')
+        raise ValueError(
+            f'restore: {len(trained)} BNET layers have taps off the centre, no norm has: {first_of(trained, 8)}'
+        )
     report = Report('restored', model if inplace else copy.deepcopy(model))
     replaced = {}
     for name, layer in layers.items():
@@ -133,7 +132,7 @@ def _change_norms(
     chosen = {norm for name, norm in names.items() if name in wanted and not reasons[name]}
     if not chosen:
         refused = sorted({reasons[name] for name in wanted if reasons.get(name)})
-        why = f': {"; ".join(refused)}' if refused else f', whose norms are {_some(list(names)) or "none"}'
+        why = f': {"; ".join(refused)}' if refused else f', whose norms are {first_of(names, 8) or "none"}'
         raise ValueError(f'{function}: no norm to replace at where={where!r} in {type(model).__name__}{why}')
     report.model = model if inplace else copy.deepcopy(model)
     replaced = {}
@@ -187,13 +186,13 @@ def _wanted(function: str, model: nn.Module, norms: dict[str, nn.Module], where:
     )
 
 
-def _why_not(model: nn.Module, name: str, norm: nn.Module) -> str:
+def _why_not_bnet(model: nn.Module, name: str, norm: nn.Module) -> str:
     """Why this norm cannot become BNET; empty if it can."""
     if isinstance(norm, BNET):
         return 'BNET already'
     if not can_be_normalizer(norm):
         return f'{type(norm).__name__} is no norm that BNET can hold'
-    if has_hooks(norm):
+    if is_changed(norm):
         return 'it has hooks or a parametrization, which would be lost'
     holder, _, attribute = name.rpartition('.')
     before = convolution_before(model.get_submodule(holder), attribute)
@@ -205,82 +204,3 @@ def _why_not(model: nn.Module, name: str, norm: nn.Module) -> str:
 def _title(norm: nn.Module) -> str:
     channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
     return f'{type(norm).__name__}({channels})'
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
-
-
-def replace_modules(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever in ``model`` they stand."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() hides the second name of a shared one
-            if child in replaced:
-                setattr(parent, name, replaced[child])
-
-
-@MODELS.register_module(name='WithBNET')
-def build_enhanced(base: str, bnet: dict | None, frelu: bool = False, **kwargs: Any) -> nn.Module:
-    """The config form of :func:`enhance`, for a backbone, a whole detector, or any other model::
-
-        backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=5, where='C'), depth=50, ...)
-        model = dict(type='WithBNET', base='RetinaNet', bnet=dict(k=3))
-
-    Args:
-        base: Registered type of the model, as it stood in ``type``.
-        bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression. With
-            ``type='BNConv'`` those of :func:`insert_bn_conv`; None for neither.
-        frelu: Put FReLU into the residual blocks, see activations.py.
-        kwargs: Arguments of ``base``.
-
-    Returns:
-        The model that ``base`` and ``kwargs`` describe, itself, with BNET in it.
-
-    Raises:
-        ValueError: For an unknown key in ``bnet``, and as :func:`enhance`.
-    """
-    options = dict(bnet or {})
-    kind = options.pop('type', 'BNET')
-    if kind not in ('BNET', 'BNConv'):
-        raise ValueError(f"WithBNET: bnet.type must be 'BNET' or 'BNConv', got {kind!r}")
-    if unknown := sorted(set(options) - ({'k', 'where', 'dilation'} if kind == 'BNET' else {'k', 'where'})):
-        raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
-    model = MODELS.build(dict(type=base, **kwargs))
-    if frelu:
-        use_frelu(model)
-    if bnet is not None:
-        report = (insert_bn_conv if kind == 'BNConv' else enhance)(model, **options)
-        frozen = sum('frozen' in done for done in report.changed.values())
-        print_log(
-            f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
-            + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
-            logger='current',
-        )
-        _adapt_host(model)
-    return model
-
-
-def _adapt_host(model: nn.Module) -> None:
-    """Change what hosts do to norms by other ways than the norms' methods.
-
-    ``zero_init_residual`` reaches a BNET at C, which mmdet's and mmseg's ResNeXt forget; only where nothing pretrained
-    is read: the host says that by a single ``init_cfg``, its own defaults are a list. And mmaction's ResNet, which
-    reads torchvision's files by itself, reads norms by ``load_state_dict``.
-    """
-    networks = [m for m in model.modules() if getattr(m, 'zero_init_residual', False)]
-    blocks = [m for network in networks if not isinstance(network.init_cfg, dict) for m in network.modules()]
-    for block in blocks:
-        for name in norm_names(block).get('C', ()):
-            if isinstance(block.get_submodule(name), BNET) and getattr(block, 'init_cfg', False) is None:
-                block.init_cfg = dict(type='Constant', val=0, override=dict(name=name))
-    for module in model.modules():
-        if hasattr(module, '_load_bn_params'):
-            module._load_bn_params = _load_torchvision_norm
-
-
-def _load_torchvision_norm(norm: nn.Module, state_dict: dict, name: str, loaded_names: list[str]) -> None:
-    """What mmaction's ``ResNet._load_bn_params`` does, by ``load_state_dict``: BNET reads BN and official layers."""
-    host_keys = {official_to_host_key(key): key for key in state_dict}
-    found = {key: original for key, original in host_keys.items() if key.startswith(f'{name}.')}
-    norm.load_state_dict({key[len(name) + 1 :]: state_dict[original] for key, original in found.items()})
-    loaded_names.extend(found.values())

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from bnet_mm.norms import BNET, CBN
-from bnet_mm.norms.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
-from bnet_mm.norms.sync_batch_norm import SyncBatchNorm
-from bnet_mm.surgery.positions import has_hooks, is_norm
+from bnet_mm.layers import BNET, CBN
+from bnet_mm.layers.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.surgery.modules import is_changed, is_norm
 from bnet_mm.surgery.report import Report
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -69,12 +69,14 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
     shared = _shared(model)
     norms = [m for m in names if isinstance(m, BNET) or is_norm(m)]
     inside = {m for norm in norms if isinstance(norm, BNET) for m in norm.modules() if m is not norm}
-    reasons = {norm: _why_not(norm) or 'no convolution directly before it' for norm in norms if norm not in inside}
+    reasons = {
+        norm: _why_not_foldable(norm) or 'no convolution directly before it' for norm in norms if norm not in inside
+    }
     with torch.no_grad():
         for holder, pairs in list(_candidates(model)):
             possible = []
             for pair in pairs:
-                if not _why_not(pair.norm):
+                if not _why_not_foldable(pair.norm):
                     reasons[pair.norm] = _why_not_into(pair, shared)
                     possible += [] if reasons[pair.norm] else [pair]
             reasons.update(_fold_pairs(holder, possible))
@@ -121,7 +123,7 @@ def _shared(model: nn.Module) -> set[nn.Module]:
     return {module for module, count in places.items() if count > 1 or users[id(weight[module])] > 1}
 
 
-def _why_not(norm: nn.Module) -> str:
+def _why_not_foldable(norm: nn.Module) -> str:
     """Why this norm cannot be folded at all; empty if it can."""
     normalizer = norm.norm if isinstance(norm, BNET) else norm
     foreign = is_foreign_sync_batch_norm(normalizer)
@@ -139,7 +141,7 @@ def _why_not_into(pair: Pair, shared: set[nn.Module]) -> str:
     both = (pair.conv, pair.norm)
     if shared.intersection(both):
         return 'it or the convolution before it is used in several places'
-    if any(has_hooks(module) for module in both):
+    if any(is_changed(module) for module in both):
         return 'it or the convolution before it has hooks or a parametrization'
     if pair.conv.weight.dim() - 2 not in TRIAL_SIZES:
         return f'{type(pair.conv).__name__} before it is no 2-D or 3-D convolution'

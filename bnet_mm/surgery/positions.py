@@ -10,9 +10,8 @@ A further block family takes one more function in ``FAMILIES``.
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from bnet_mm.norms.normalizers import can_be_normalizer
+from bnet_mm.surgery.modules import is_norm
 
 POSITIONS = 'ABC'
 Names = dict[str, list[str]]
@@ -101,15 +100,3 @@ def _channels(module: nn.Module) -> tuple[int | None, int | None]:
     """Input and output channels of a ConvModule or a depthwise separable pair of them."""
     first, last = getattr(module, 'depthwise_conv', module), getattr(module, 'pointwise_conv', module)
     return getattr(first, 'in_channels', None), getattr(last, 'out_channels', None)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a person would call this module a norm."""
-    known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
-    return isinstance(module, known) or can_be_normalizer(module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module, or a part of it, does more in its forward than its class says."""
-    parts = list(module.modules())
-    return any(m._forward_hooks or m._forward_pre_hooks or 'forward' in m.__dict__ or is_parametrized(m) for m in parts)

@@ -1,0 +1,135 @@
+"""What the command-line tools share: arguments, config, clear errors."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+import bnet_mm.host.compat  # noqa: F401  (mends installed libraries, before anything else imports them)
+from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.register import our_types
+
+# What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
+OTHER_KEYS = (
+    'activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'gpu_ids',
+    'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
+)  # fmt: skip
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is the whole message."""
+
+
+@contextmanager
+def clear_errors(doing: str) -> Iterator[None]:
+    """Turn any error inside into a UserError that says what was being done; BNET_MM_TRACEBACK=1 keeps the traceback."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        says_it_all = isinstance(error, (FileNotFoundError, FileExistsError, CheckpointError))
+        name = '' if says_it_all else f'{type(error).__name__}: '
+        raise UserError(f'{doing}: {name}{text.strip()}') from error
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run ``main()``; a UserError becomes one sentence on stderr (once per machine) and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get('LOCAL_RANK', '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def common_arguments(description: str) -> argparse.ArgumentParser:
+    """The options that training and testing share, as OpenMMLab users know them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        help='override config values, for instance model.backbone.bnet.k=7 train_dataloader.batch_size=4',
+    )  # fmt: skip
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+
+    Raises:
+        UserError: For a config that cannot be read, does not import bnet_mm although it needs it, or lacks the place
+            that an option names.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with clear_errors(f'config {args.config} cannot be read'):
+        cfg = Config.fromfile(args.config)
+    _check_custom_imports(cfg, args.config)
+    for key in args.cfg_options:
+        _check_option(key, cfg)
+    with clear_errors('--cfg-options cannot be merged'):
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if cfg.get('default_scope') == 'mmpretrain':
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(field):  # mmpretrain's own tools fill this in, its configs do not say it
+                cfg[field].setdefault('collate_fn', dict(type='default_collate'))
+    return cfg
+
+
+def _check_custom_imports(cfg: Config, path: str) -> None:
+    def types(node: Any) -> Iterator[Any]:
+        if isinstance(node, dict):
+            yield node.get('type')
+            node = list(node.values())
+        if isinstance(node, (list, tuple)):
+            for child in node:
+                yield from types(child)
+
+    needs_us = [name for name in types(cfg.to_dict()) if name in our_types()]
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    if needs_us and not any(
+        name.split('.')[0] == 'bnet_mm' for name in ([imports] if isinstance(imports, str) else imports)
+    ):
+        raise UserError(
+            f"{path} uses type='{needs_us[0]}' but does not import bnet_mm: add "
+            "custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False) to it"
+        )
+
+
+def _check_option(key: str, cfg: Config) -> None:
+    """Refuse an option that would be merged and then read by nobody."""
+    first = key.split('.')[0]
+    known = [*inspect.signature(Runner.__init__).parameters, *OTHER_KEYS]
+    if first in known:
+        return
+    if first == 'custom_imports':
+        raise UserError(f'--cfg-options {key}: imports are done before options are read; put it in the config file')
+    if first in cfg:
+        raise UserError(
+            f'--cfg-options {key}: {first} is only a variable inside the config file, and its value has been used '
+            'already; set the places that it went to, such as train_dataloader.dataset.data_root'
+        )
+    close = difflib.get_close_matches(first, known, n=1)
+    raise UserError(f'--cfg-options {key}: there is no {first}' + (f'; did you mean {close[0]}?' if close else ''))

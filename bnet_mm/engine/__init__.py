@@ -1,0 +1,1 @@
+"""How models are trained and run: hooks.py, runner.py (checked checkpoints), processes.py (without GPU)."""

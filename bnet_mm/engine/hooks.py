@@ -1,0 +1,66 @@
+"""Training hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from bnet_mm.layers import BNET, CBN
+from bnet_mm.layers.arguments import check_positive_int
+
+
+class CBNBurnIn(Hook):
+    """Tells every CBN layer the epoch, so that ``burnin`` works: ``custom_hooks=[dict(type='CBNBurnIn')]``.
+
+    An epoch is one pass over the training data loader, also where the loop counts iterations.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        self._layers = [module for module in runner.model.modules() if isinstance(module, CBN)]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        epoch = runner.iter / len(runner.train_dataloader)
+        for layer in self._layers:
+            layer.set_epoch(epoch)
+
+
+class FreezeTransform(Hook):
+    """Stops the training of all BNET transforms: ``custom_hooks=[dict(type='FreezeTransform', epoch=60)]``.
+
+    The official ResNet-101 recipe has it (``stop: True``). Statistics and all other weights go on. With several
+    processes the config also needs ``find_unused_parameters = True``: the frozen weights get no gradient any more.
+
+    Args:
+        epoch: The last epoch, counted from 0 as in the official code, in which the transforms train.
+
+    Raises:
+        ValueError: For an epoch below 1; at the start of the training if the model has no BNET, or if it is
+            distributed without ``find_unused_parameters``.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        check_positive_int('FreezeTransform', 'epoch', epoch)
+        self.epoch = epoch
+
+    def before_train(self, runner: Runner) -> None:
+        if not _transforms(runner):
+            raise ValueError('FreezeTransform: the model has no BNET')
+        if is_model_wrapper(runner.model) and not getattr(runner.model, 'find_unused_parameters', True):
+            raise ValueError('FreezeTransform: distributed training needs find_unused_parameters = True in the config')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if runner.epoch <= self.epoch:
+            return
+        for transform in _transforms(runner):
+            transform.requires_grad_(False)
+            for parameter in transform.parameters():
+                parameter.grad = None  # or the optimizer would go on with the last one
+        if runner.epoch == self.epoch + 1:
+            runner.logger.info(f'FreezeTransform: BNET transforms are frozen from epoch {runner.epoch + 1} on')
+
+
+def _transforms(runner: Runner) -> list:
+    return [module.bnconv for module in runner.model.modules() if isinstance(module, BNET)]

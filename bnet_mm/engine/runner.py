@@ -1,0 +1,132 @@
+"""Models and runners from configs, with checkpoints that must fit."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
+
+from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.checkpoint.safe_load import load_checkpoint_file
+from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.engine.processes import start_process_group
+from bnet_mm.messages import first_of
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of the config as the runner builds it, without reading pretrained weights."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with clear_errors(f'the model {cfg.model.type} cannot be built'):
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+            return MODELS.build(cfg.model)
+
+
+def load_complete(model: nn.Module, path: str) -> dict:
+    """Load every tensor of ``model`` from a checkpoint file; what the file holds beyond them is printed.
+
+    Returns:
+        The other entries of the file, such as ``meta``.
+
+    Raises:
+        UserError: If the file cannot be read safely, lacks a tensor, or has one of another shape.
+    """
+    with clear_errors('nothing was written'):
+        checkpoint = load_checkpoint_file(path, map_location='cpu')
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+        try:
+            result = model.load_state_dict(state_dict, strict=False)
+        except CheckpointError:
+            raise
+        except RuntimeError as error:  # torch's list of shapes that differ, below a headline
+            reason = ' '.join(str(error).splitlines()[1:2]).strip()
+            raise CheckpointError(f'{path} is not a checkpoint of this model: {reason}') from error
+    if missing := [name for name in result.missing_keys if not name.endswith('num_batches_tracked')]:
+        raise UserError(f'{path} lacks {len(missing)} tensors of this model: {first_of(missing)}')
+    if result.unexpected_keys:
+        print(f'not in the model, left out: {", ".join(result.unexpected_keys)}')
+    return {name: value for name, value in checkpoint.items() if 'state_dict' in checkpoint and name != 'state_dict'}
+
+
+def resume_from(cfg: Config, resume: str | None) -> None:
+    """Set up ``--resume`` (the latest checkpoint in the work dir) or ``--resume CHECKPOINT``."""
+    if resume is None:
+        return
+    if resume == 'auto':
+        latest = find_latest_checkpoint(cfg.work_dir)
+        if latest is None:
+            raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no last_checkpoint there)')
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+
+
+class CheckedRunner(Runner):
+    """mmengine's Runner that does not go on with a checkpoint of another model.
+
+    With ``strict_loading`` (testing and resuming) the file must hold every tensor of the model; without it
+    (``load_from`` for fine-tuning) one tensor at least has to fit. mmengine logs what else is missing or left over.
+    """
+
+    strict_loading = False
+
+    def _init_model_weights(self) -> None:
+        with clear_errors('the weights of the model cannot be initialised'):
+            super()._init_model_weights()
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        missing = []
+        handle = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
+        try:
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        finally:
+            handle.remove()
+        own = {key: value.shape for key, value in model.state_dict().items()}
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        loaded = {key: value.shape for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
+        problems = [f'no {key}' for key in missing if not key.endswith('num_batches_tracked')]
+        # A BNET layer takes a smaller kernel, and refuses what does not fit by itself.
+        problems += [
+            f'{key} is {tuple(shape)}, not {tuple(own[key])}'
+            for key, shape in loaded.items()
+            if key in own and own[key] != shape and not key.endswith('bnconv.weight')
+        ]
+        if self.strict_loading and problems:
+            raise CheckpointError(f'{filename} is not a checkpoint of this model: {first_of(problems)}')
+        if not any(own.get(key.removeprefix('module.')) == shape for key, shape in loaded.items()):
+            raise CheckpointError(f'{filename} is not a checkpoint of this model: no tensor in it fits')
+        return checkpoint
+
+
+def build_runner(cfg: Config, strict_loading: bool) -> Runner:
+    """The runner that the config asks for; its ``runner_type``, if any, is respected."""
+    start_process_group(cfg)
+    with clear_errors('the model or another part of the config cannot be built'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
+    runner.strict_loading = strict_loading
+    return runner
+
+
+def build_data(runner: Runner) -> None:
+    """Build the data sets now: a missing folder or a wrong annotation file must not wait for the first epoch."""
+    with clear_errors('the training data cannot be read'):
+        try:
+            images = len(runner.train_loop.dataloader.dataset)
+        except ValueError as error:
+            if 'need at least one array' not in str(error):  # numpy's words for mmengine's empty data set
+                raise
+            images = 0
+        if images == 0:
+            raise UserError(
+                'the training data cannot be read: no image is left. Do the names in metainfo.classes occur in '
+                'ann_file, and has any image an annotation?'
+            )
+    if runner._val_loop is not None:
+        with clear_errors('the validation data cannot be read'):
+            runner.val_loop  # noqa: B018

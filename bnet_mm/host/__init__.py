@@ -1,0 +1,55 @@
+"""Everything that importing bnet_mm changes in its process, beside registering its types (register.py).
+
+| what | why | where mmengine or torch lacks what it needs |
+|---|---|---|
+| `CheckpointLoader` reads every file with `weights_only` and an allow-list | a checkpoint is a pickle, which could run any code; and mmengine 0.10 cannot read its own files on torch >= 2.6 | reading a checkpoint raises a `CheckpointError` |
+| `init_cfg=dict(type='Pretrained')` refuses a file of which nothing fits | mmengine only logs it: an untrained backbone that nobody notices | a warning; mmengine's own initialiser |
+| `Config` and `mmengine.hub` find `bnet_mm::name` | our configs by name, from anywhere | a warning; configs by path only |
+| torch tells our layers of the module that they are put into | official checkpoint names, which stand beside a layer; the convolution that CBN and FReLU follow | a warning; official names are unexpected keys, CBN and FReLU need `follow` and `num_features` |
+
+Nothing else is touched. ``bnet_mm.host.compat``, which mends broken installations, is imported by configs and tools only.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from bnet_mm.host import configs, loaders
+from bnet_mm.register import register
+
+
+def _watch_holders() -> None:
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    from bnet_mm.layers.holders import prepare_holder
+
+    register_module_module_registration_hook(prepare_holder)
+
+
+# In the order of the table above.
+EFFECTS: dict[str, Callable[[], None]] = {
+    'CheckpointLoader': loaders.install,
+    'Pretrained': lambda: register('bnet_mm.host.pretrained'),
+    'bnet_mm::': configs.install,
+    'holders': _watch_holders,
+}
+_done: set[str] = set()
+
+
+def install() -> None:
+    """Make these changes, each once in a process; warn of each that cannot be made."""
+    for name, effect in EFFECTS.items():
+        if name in _done:
+            continue
+        _done.add(name)
+        try:
+            effect()
+        except Exception as error:  # whatever another version of a library makes of it
+            if name == 'CheckpointLoader':
+                loaders.refuse(error)
+            warnings.warn(
+                f'bnet_mm cannot install {name} in this mmengine and torch ({type(error).__name__}: {error}); see '
+                'help(bnet_mm.host) for what that means',
+                stacklevel=3,
+            )

@@ -1,0 +1,226 @@
+"""BNET: batch normalisation with an enhanced linear transformation.
+
+Paper: Xu et al., "Batch Normalization with Enhanced Linear Transformation", arXiv 2011.14150, section 3.2.
+
+Differences from the official code: the layer holds its normaliser instead of inheriting from BatchNorm2d (the host
+converts, fuses and initialises every ``_BatchNorm`` it sees and would drop the convolution), so that any normaliser
+will do (Table 12); and it starts as the identity, so that a fresh BNET equals a fresh BN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnet_mm.checkpoint.layouts import adapt_bnet_keys
+from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.cross_iteration_bn import CBN
+from bnet_mm.layers.normalizers import (
+    build_normalizer,
+    has_hooks,
+    is_foreign_sync_batch_norm,
+    statistics,
+    with_affine,
+    without_affine,
+)
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.ops import describe_backend, select_backend
+from bnet_mm.ops.bnet import fused_bnet
+
+
+@torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
+def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> None:
+    """Raise a ValueError for an input that BNET cannot normalise."""
+    shape = tuple(x.shape)
+    if x.dim() != 4:
+        raise ValueError(f'BNET: input must be 4-D (N, C, H, W), got {x.dim()}-D of shape {shape}')
+    if shape[1] != num_features:
+        raise ValueError(f'BNET: input must have num_features={num_features} channels, got shape {shape}')
+    if needs_several_values and shape[0] * shape[2] * shape[3] == 1:
+        raise ValueError(
+            f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
+            'use a larger batch or map, or eval()'
+        )
+
+
+class DepthwiseTransform(nn.Module):
+    """The k x k depthwise convolution with bias that replaces the affine of a norm (eq. 5).
+
+    Not an ``nn.Conv2d``: the OpenMMLab default initialisation would overwrite the identity start of one.
+
+    Shapes:
+        weight: (C, 1, k, k); bias: (C,); input and output: (N, C, H, W).
+    """
+
+    def __init__(self, num_features: int, k: int, dilation: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.num_features, self.k, self.dilation = num_features, k, dilation
+        self.weight = nn.Parameter(torch.empty(num_features, 1, k, k, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Identity: centre tap 1, other taps 0, bias 0."""
+        nn.init.zeros_(self.weight)
+        nn.init.ones_(self.centre_tap())
+        nn.init.zeros_(self.bias)
+
+    def centre_tap(self) -> Tensor:
+        """View (C,) of the taps that multiply the pixel itself: BN's gamma."""
+        return self.weight[:, 0, self.k // 2, self.k // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, torch.fx.Proxy) and select_backend(x, self.k, self.dilation) != 'reference':
+            zeros = self.bias.new_zeros(self.num_features)
+            return fused_bnet(x, zeros, zeros + 1, self.weight, self.bias)
+        # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        padding = self.dilation * (self.k // 2)
+        return F.conv2d(x, weight, bias, padding=padding, dilation=self.dilation, groups=self.num_features)
+
+    def extra_repr(self) -> str:
+        return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation}'
+
+
+class BNET(nn.Module):
+    """``y = DWConv_k((x - mean) / sqrt(var + eps)) + bias``, a drop-in for BatchNorm2d (paper, eq. 5, Algorithm 1).
+
+    The convolution has stride 1 and pads with zeros after the normalisation, so that border pixels see the mean.
+    ``k=1`` is plain BN. Statistics, running buffers and ``num_batches_tracked`` are the normaliser's own; whether batch
+    or running statistics are used follows ``self.norm.training``, the flag that ``norm_eval=True`` sets in batch norms.
+
+    Args:
+        num_features: Number of channels C.
+        k: Size of the depthwise kernel, odd.
+        dilation: Spacing of its taps.
+        eps: Added to the variance.
+        momentum: Weight of the new batch in the running statistics, as in BatchNorm2d; None for their plain average.
+        track_running_stats: Keep running statistics for evaluation, as in BatchNorm2d.
+        norm: The normaliser, whose affine the transform replaces: 'BN', 'SyncBN', 'GN', 'IN', 'SN', 'SyncSN' or 'CBN',
+            or a dict of ``type`` and the options of that norm, such as ``dict(type='GN', num_groups=32)``. The options
+            above are its defaults; momentum and track_running_stats are refused where the normaliser has none.
+
+    Shapes:
+        input and output: (N, C, H, W).
+
+    Raises:
+        ValueError: For an even k, a k, dilation or num_features below 1, or a normaliser that is none of these; in
+            forward for an input that is not 4-D, has another channel count, or has a single value per channel in
+            training mode.
+
+    A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
+    :mod:`bnet_mm.checkpoint.layouts`. ``convert_sync_batchnorm`` makes batch statistics synchronised ones.
+    """
+
+    _abbr_ = 'bn'  # host blocks call it bn1, bn2, bn3, as they call BN
+
+    def __init__(
+        self,
+        num_features: int,
+        k: int = 3,
+        dilation: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        norm: str | dict[str, Any] = 'BN',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int('BNET', 'num_features', num_features)
+        check_positive_int('BNET', 'k', k, odd=True)
+        check_positive_int('BNET', 'dilation', dilation)
+        options = dict(eps=eps, momentum=momentum, track_running_stats=track_running_stats)
+        self.norm = build_normalizer(norm, num_features, options).to(device=device, dtype=dtype)
+        self.bnconv = DepthwiseTransform(num_features, k, dilation, device=device, dtype=dtype)
+
+    @classmethod
+    def from_norm(cls, norm: nn.Module, k: int = 3, dilation: int = 1) -> BNET:
+        """A BNET over a copy of ``norm``, with its function, statistics, mode, device and ``requires_grad``.
+
+        Args:
+            norm: A batch, synchronised, group, instance, switchable or cross-iteration norm, with or without affine.
+
+        Raises:
+            ValueError: For any other module.
+        """
+        normalizer = without_affine(norm)
+        reference = next((t for t in (norm.weight, *norm.buffers()) if t is not None), torch.empty(0))
+        channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+        layer = cls(channels, k, dilation, device=reference.device, dtype=reference.dtype)
+        layer.norm = normalizer
+        with torch.no_grad():
+            if norm.weight is not None:
+                layer.bnconv.centre_tap().copy_(norm.weight)
+            if norm.bias is not None:
+                layer.bnconv.bias.copy_(norm.bias)
+        for name in ('weight', 'bias'):
+            if getattr(norm, name) is not None:
+                getattr(layer.bnconv, name).requires_grad_(getattr(norm, name).requires_grad)
+        layer.training = layer.bnconv.training = norm.training
+        return layer
+
+    def is_affine(self) -> bool:
+        """Whether the transform is only a scale and shift: all taps but the centre are 0."""
+        others = self.bnconv.weight.detach().clone()
+        others[:, 0, self.bnconv.k // 2, self.bnconv.k // 2] = 0
+        return not others.any()
+
+    def to_norm(self) -> nn.Module:
+        """The normaliser, with centre taps and bias as its affine; torch's SyncBatchNorm for synchronised statistics.
+
+        Raises:
+            ValueError: If the other taps are not 0.
+        """
+        if not self.is_affine():
+            raise ValueError(f'BNET: a norm has no taps off the centre, this layer of {self.num_features} channels has')
+        return with_affine(self.norm, self.weight, self.bias)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
+        if name == 'norm' and is_foreign_sync_batch_norm(module):
+            module = self.norm if isinstance(self.norm, CBN) else SyncBatchNorm.from_host(module)
+        super().add_module(name, module)
+
+    @property
+    def num_features(self) -> int:
+        return self.bnconv.num_features
+
+    @property
+    def weight(self) -> Tensor:
+        """BN's gamma: a view (C,) of the centre taps. Host code that writes 0 or 1 to a norm's weight stays right."""
+        return self.bnconv.centre_tap()
+
+    @property
+    def bias(self) -> Tensor:
+        """BN's beta (C,)."""
+        return self.bnconv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
+        y = self._fused(x)
+        return self.bnconv(self.norm(x)) if y is None else y
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
+        if isinstance(x, torch.fx.Proxy) or has_hooks(self.bnconv):
+            return None
+        if select_backend(x, self.bnconv.k, self.bnconv.dilation) == 'reference':
+            return None
+        found = statistics(self.norm, x)
+        if found is None:
+            return None
+        x, mean, var = found
+        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
+        return fused_bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+
+    def extra_repr(self) -> str:
+        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation)}'
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        adapt_bnet_keys(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *args)
