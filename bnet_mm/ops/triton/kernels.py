@@ -280,18 +280,18 @@ def backward_kernel(
     mean_sum = tl.zeros((OUTER * INNER,), tl.float32)
     for e in tl.static_range(COLUMNS):
         mean_sum += tl.where(own[e] < width, mean_sums[e], 0.0)
-    # Of one sample where rstd depends on the sample.
-    scale = tl.load(rstd + first_sample * sample_step + channel, mask=here, other=0.0)
     out = _channels_of_sums(tile // column_tiles, OUTER, INNER, CHANNELS_LAST)
+    # Of one sample where rstd depends on the sample. It multiplies sums, not their terms; see the module.
+    scale = tl.load(rstd + first_sample * sample_step + out, mask=out < channels, other=0.0)
     line = ((group * strips + strip) * column_tiles + tile % column_tiles).to(tl.int64) * (K * K + 3)
     if WEIGHT:
         for t in tl.static_range(K * K):
-            total = _sum_lanes(tap_sums[t] * scale, OUTER, INNER, CHANNELS_LAST)
+            total = _sum_lanes(tap_sums[t], OUTER, INNER, CHANNELS_LAST) * scale
             tl.store(partial + (line + t) * channels + out, total, mask=out < channels)
     total = _sum_lanes(bias_sum, OUTER, INNER, CHANNELS_LAST)
     tl.store(partial + (line + K * K) * channels + out, total, mask=out < channels)
     if STATISTICS:
-        total = _sum_lanes(-mean_sum * scale, OUTER, INNER, CHANNELS_LAST)
+        total = _sum_lanes(mean_sum, OUTER, INNER, CHANNELS_LAST) * -scale
         tl.store(partial + (line + K * K + 1) * channels + out, total, mask=out < channels)
         total = _sum_lanes(rstd_sum, OUTER, INNER, CHANNELS_LAST)
         tl.store(partial + (line + K * K + 2) * channels + out, total, mask=out < channels)
