@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,11 @@ from ptx.translate import Program
 
 OPERATORS = (launchers.forward, launchers.backward, launchers.moments, launchers.moments_backward)
 SHARED_LIMITS = {75: 65536, 80: 166912, 90: 232448, 100: 232448, 120: 101376}
+
+
+@functools.lru_cache(maxsize=512)
+def translated(ptx: str) -> Program:
+    return Program(read(ptx))
 
 
 @dataclass
@@ -55,14 +61,10 @@ class Machine:
     rewrite: Callable[[str], str] | None = None
     stream: int = 0
     launches: list[Executed] = field(default_factory=list)
-    _programs: dict[tuple[int, object], tuple[Program, CompiledKernel]] = field(default_factory=dict)
 
     def program(self, compiled: CompiledKernel) -> Program:
-        key = id(compiled), self.rewrite
-        if key not in self._programs:
-            text = compiled.asm['ptx']
-            self._programs[key] = Program(read(self.rewrite(text) if self.rewrite else text)), compiled
-        return self._programs[key][0]
+        text = compiled.asm['ptx']
+        return translated(self.rewrite(text) if self.rewrite else text)
 
     def execute(self, compiled: CompiledKernel, grid: tuple[int, int, int], stream: int, arguments: tuple) -> None:
         """Run a kernel with the arguments of its Python function."""
