@@ -154,9 +154,10 @@ def _shift(i: Instruction, read: Read) -> str:
 
 @expression('bfe')
 def _bit_field(i: Instruction, read: Read) -> str:
-    if i.kind != 'u32':
+    if i.kind not in ('u32', 's32'):
         raise UnknownInstruction(i.name)
-    return f'bit_field({read(1, "u4")}, {read(2, "u4")}, {read(3, "u4")})'
+    name = 'bit_field' if i.kind == 'u32' else 'signed_bit_field'
+    return f'{name}({read(1, "u4")}, {read(2, "u4")}, {read(3, "u4")})'
 
 
 @expression('prmt')

@@ -15,7 +15,7 @@ import numpy as np
 from ptx.counts import count_block
 from ptx.faults import Fault
 from ptx.global_memory import GlobalMemory
-from ptx.matrix import MatrixMixin
+from ptx.warp import WarpMixin
 from ptx.reader import SIZES, Instruction
 from ptx.shared_memory import SharedMemory
 from ptx.translate import NAMESPACE, Program
@@ -38,7 +38,7 @@ class Registers(dict):
         return np.zeros(1, '?') if kind == 'pred' else unset(SIZES[kind])
 
 
-class Launch(MatrixMixin):
+class Launch(WarpMixin):
     """One launch of a kernel.
 
     grid: Programs along x, y, z.

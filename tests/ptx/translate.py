@@ -13,9 +13,10 @@ from types import CodeType
 
 import numpy as np
 
-from ptx import matrix, values
+from ptx import values, warp
 from ptx.arithmetic import EXPRESSIONS
 from ptx.faults import UnknownInstruction
+from ptx.warp import REDUCTIONS
 from ptx.reader import SIZES, Block, Instruction, Kernel, address_of, registers_in
 from ptx.values import DTYPES
 
@@ -60,7 +61,7 @@ class Program:
 def _granule(kernel: Kernel, space: str) -> int:
     """Bytes of the smallest access: the checks need to know no less."""
     access = [i for block in kernel.blocks for i in block.instructions if i.has(space) and i.kind in SIZES]
-    sizes = [4 if i.opcode in matrix.OPCODES else SIZES[i.kind] for i in access]
+    sizes = [4 if i.opcode in warp.OPCODES else SIZES[i.kind] for i in access]
     return min(sizes, default=4)
 
 
@@ -211,8 +212,8 @@ class _BlockWriter:
         if i.opcode in NOTHING:
             return
         special = getattr(self, f'_{i.opcode}', None)
-        if i.opcode in matrix.OPCODES:
-            matrix.write(self, number, i)
+        if i.opcode in warp.OPCODES:
+            warp.write(self, number, i)
         elif special is not None:
             special(number, i)
         elif i.opcode in EXPRESSIONS:
@@ -284,6 +285,12 @@ class _BlockWriter:
         if '|' in i.operands[0] or i.modifiers[0] != 'sync':
             raise UnknownInstruction(i.name)
         self.assign(i.operands[0], shuffled, i)
+
+    def _redux(self, number: int, i: Instruction) -> None:
+        if i.modifiers[0] != 'sync' or i.modifiers[1] not in REDUCTIONS or len(i.modifiers) != 3 or i.guard:
+            raise UnknownInstruction(i.name)
+        value = self.read(i.operands[1], DTYPES[i.kind])
+        self.assign(i.operands[0], f"L.reduce(I[{number}], {value}, {self.mask(i)}).view('u{SIZES[i.kind]}')", i)
 
     def _bar(self, number: int, i: Instruction) -> None:
         if i.modifiers == ('warp', 'sync'):

@@ -104,6 +104,13 @@ def bit_field(value: Array, first: Array, length: Array) -> Array:
     return shift_right(value, first) & mask.astype('u4')
 
 
+def signed_bit_field(value: Array, first: Array, length: Array) -> Array:
+    """bfe.s32: the field's top bit is its sign."""
+    above = np.uint32(31) - np.minimum(first + length - np.uint32(1), np.uint32(31))
+    field = shift_right(shift_left(value.view('u4'), above).view('i4'), above + first)
+    return np.where(length == 0, np.int32(0), field).astype('i4')
+
+
 def any_function(a: Array, b: Array, c: Array, table: int) -> Array:
     """lop3: the boolean function of three bits that ``table`` says."""
     result = np.zeros(1, 'u4')

@@ -1,6 +1,6 @@
-"""Matrices in the registers of a warp: ldmatrix, stmatrix, mma (PTX ISA, 'Matrix multiply-accumulate operation').
+"""What a warp does as one: matrices in its registers (ldmatrix, stmatrix, mma), reductions (redux).
 
-In a fragment, lane ``4 * group + member`` holds row ``group`` and the columns that start at ``E * member``, E elements a
+In a fragment of a matrix (PTX ISA, 'Matrix multiply-accumulate operation'), lane ``4 * group + member`` holds row ``group`` and the columns that start at ``E * member``, E elements a
 register: 2 of 16 bits, 1 of 32.
 """
 
@@ -14,6 +14,9 @@ from ptx.faults import Fault, UnknownInstruction
 from ptx.reader import Instruction
 
 OPCODES = ('ldmatrix', 'stmatrix', 'mma')
+REDUCTIONS = {
+    'add': np.add, 'min': np.fmin, 'max': np.fmax, 'and': np.bitwise_and, 'or': np.bitwise_or, 'xor': np.bitwise_xor,
+}  # fmt: skip
 WARP = 32
 LANE = np.arange(WARP)
 GROUP, MEMBER = LANE // 4, LANE % 4
@@ -41,7 +44,7 @@ def write(writer, number: int, i: Instruction) -> None:
         writer.assign(name, f'got[{n}]', i)
 
 
-class MatrixMixin:
+class WarpMixin:
     """The part of a launch (launch.py) that these instructions call."""
 
     def load_matrices(self, i: Instruction, address: np.ndarray, count: int, mask: np.ndarray | None) -> list:
@@ -89,6 +92,12 @@ class MatrixMixin:
             .reshape(-1)
             for (row, column), value in zip(places, c)
         ]
+
+    def reduce(self, i: Instruction, value: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """redux.sync: all lanes have the result."""
+        self.whole_warps(i, mask)
+        value = self.full(value).reshape(-1, WARP)
+        return np.repeat(REDUCTIONS[i.modifiers[1]].reduce(value, 1, value.dtype), WARP)
 
     def _elements(self, register: np.ndarray, kind: str) -> list[np.ndarray]:
         bits = self.full(register).reshape(-1, WARP)
