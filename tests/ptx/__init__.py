@@ -1,4 +1,4 @@
-"""Executes the PTX that Triton's compiler writes for a chosen GPU, on CPU tensors, and complains as a GPU's tools would.
+"""Executes the PTX that Triton's compiler writes for a GPU, on CPU tensors, and complains as a GPU's tools would.
 
     with machine(90):                     # a GPU of compute capability 9.0
         y = BNET(64)(x)                   # ordinary calls; what they launch is executed

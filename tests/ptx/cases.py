@@ -49,9 +49,7 @@ class Case:
         """Random tensors by name, and ``grad``, the gradient of the result; parameters are float32."""
         n, c, height, width = self.shape
         numbers = (n, c) if self.statistics == 'given samples' else (c,)
-        values = dict(
-            x=torch.randn(self.shape) * 2 + 1, residual=torch.randn(self.shape), grad=torch.randn(self.shape)
-        )
+        values = dict(x=torch.randn(self.shape) * 2 + 1, residual=torch.randn(self.shape), grad=torch.randn(self.shape))
         values = {name: one.to(self.dtype).contiguous(memory_format=self.layout) for name, one in values.items()}
         values.update(mean=torch.randn(numbers), rstd=torch.rand(numbers) + 0.5)
         values.update(weight=torch.randn(c, 1, self.k, self.k) / self.k, bias=torch.randn(c))

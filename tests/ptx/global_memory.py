@@ -68,18 +68,18 @@ class GlobalMemory:
 
     def load(self, i: Instruction, address: np.ndarray, size: int, width: int, mask: np.ndarray | None) -> list:
         """``width`` elements of ``size`` bytes of each lane; lanes that are masked off have a NaN."""
-        lanes = self.launch.selected(mask)
+        selected = self.launch.selected(mask)
         values = [np.full(self.launch.lanes, UNSET[size], f'u{size}') for _ in range(width)]
-        for buffer, lanes, at in self._parts(i, address, lanes, size * width):
+        for buffer, lanes, at in self._parts(i, address, selected, size * width):
             self._note_load(i, buffer, lanes, at, size * width)
             for n, value in enumerate(values):
                 value[lanes] = buffer.view(size)[at // size + n]
         return values
 
     def store(self, i: Instruction, address: np.ndarray, values: list[np.ndarray], mask: np.ndarray | None) -> None:
-        lanes = self.launch.selected(mask)
+        selected = self.launch.selected(mask)
         size = values[0].dtype.itemsize
-        for buffer, lanes, at in self._parts(i, address, lanes, size * len(values)):
+        for buffer, lanes, at in self._parts(i, address, selected, size * len(values)):
             data = buffer.view(size)
             new = [self.launch.full(value)[lanes] for value in values]
             self._note_store(i, buffer, lanes, at, size, new)

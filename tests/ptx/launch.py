@@ -15,11 +15,11 @@ import numpy as np
 from ptx.counts import count_block
 from ptx.faults import Fault
 from ptx.global_memory import GlobalMemory
-from ptx.warp import WarpMixin
 from ptx.reader import SIZES, Instruction
 from ptx.shared_memory import SharedMemory
 from ptx.translate import NAMESPACE, Program
 from ptx.values import unset
+from ptx.warp import WarpMixin
 
 WARP = 32
 LANES = 8192  # of a portion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from ptx.global_memory import GlobalMemory
 from ptx.launch import Launch
 from ptx.reader import read

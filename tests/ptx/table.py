@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import torch
 import triton
-from ptx.driver import Machine, machine
 
 from bnet_mm.ops.triton import launchers
+from ptx.driver import Machine, machine
 
 FILE = Path(__file__).with_name('counts.csv')
 CAPABILITY = 90
@@ -114,7 +114,7 @@ def compiler(path: Path = FILE) -> str:
 
 def write(rows: dict[Key, Figures], path: Path = FILE) -> None:
     with path.open('w', newline='') as file:
-        file.write(f'# Made by tools/dev/kernel_counts.py, see table.py; sm_{CAPABILITY}, Triton {triton.__version__}\n')
+        file.write(f'# tools/dev/kernel_counts.py; see table.py; sm_{CAPABILITY}, Triton {triton.__version__}\n')
         writer = csv.writer(file, lineterminator='\n')
         writer.writerow((*Key._fields, *FIGURES))
         for key in keys():
@@ -127,10 +127,11 @@ def differences(rows: dict[Key, Figures], wanted: Iterable[Key]) -> list[str]:
     found = []
     for key in wanted:
         now = count(key)
-        for name in FIGURES:
-            if key not in rows:
-                found.append(f'{" ".join(map(str, key))}: not in the table')
-                break
-            if f'{now[name]:g}' != f'{rows[key][name]:g}':
-                found.append(f'{" ".join(map(str, key))}: {name} {rows[key][name]:g} in the table, {now[name]:g} counted')
+        row = ' '.join(map(str, key))
+        if key not in rows:
+            found.append(f'{row}: not in the table')
+            continue
+        for name, old in rows[key].items():
+            if f'{now[name]:g}' != f'{old:g}':
+                found.append(f'{row}: {name} {old:g} in the table, {now[name]:g} counted')
     return found

@@ -1,4 +1,4 @@
-"""The GPU that the package sees: ordinary calls, launches past Triton's JIT, streams, devices; and nothing left behind."""
+"""The GPU that the package sees: ordinary calls, launches past Triton's JIT, streams, devices; nothing stays behind."""
 
 import contextlib
 
@@ -8,13 +8,13 @@ import torch
 pytest.importorskip('triton', reason='Triton is not installed')
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
-from ptx.cases import Case, run  # noqa: E402
-from ptx.driver import machine  # noqa: E402
-from ptx.faults import Fault  # noqa: E402
 
 from bnet_mm import BNET  # noqa: E402
 from bnet_mm.ops import dispatch  # noqa: E402
 from bnet_mm.ops.triton import launchers  # noqa: E402
+from ptx.cases import Case, run  # noqa: E402
+from ptx.driver import machine  # noqa: E402
+from ptx.faults import Fault  # noqa: E402
 
 
 @triton.jit

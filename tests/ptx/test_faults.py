@@ -8,6 +8,7 @@ import torch
 pytest.importorskip('triton', reason='Triton is not installed')
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
+
 from ptx import launch  # noqa: E402
 from ptx.driver import machine  # noqa: E402
 from ptx.faults import Fault, UnknownInstruction  # noqa: E402

@@ -138,7 +138,8 @@ def test_instructions(body, expected):
 def test_predicates_and_floats():
     nan = '0f7FC00000'
     for comparison, of_nan, of_equal in (
-        ('eq', 0, 1), ('ne', 0, 0), ('lt', 0, 0), ('ge', 0, 1), ('equ', 1, 1), ('neu', 1, 0), ('nan', 1, 0), ('num', 0, 1),
+        ('eq', 0, 1), ('ne', 0, 0), ('lt', 0, 0), ('ge', 0, 1), ('equ', 1, 1), ('neu', 1, 0), ('nan', 1, 0),
+        ('num', 0, 1),
     ):  # fmt: skip
         for other, expected in ((nan, of_nan), ('0f3F800000', of_equal)):
             found = results(f'setp.{comparison}.f32 %p1, 0f3F800000, {other};\nselp.b32 %r9, 1, 0, %p1;')
@@ -189,7 +190,8 @@ def test_matrices_go_through_shared_memory_and_back():
 def test_bank_conflicts():
     lane = np.arange(32)
     warp = lane * 0
-    for stride, size, extra in ((1, 4, 0), (2, 4, 1), (32, 4, 31), (0, 4, 0), (33, 4, 0), (2, 8, 0), (4, 16, 0), (8, 16, 4)):
+    cases = ((1, 4, 0), (2, 4, 1), (32, 4, 31), (0, 4, 0), (33, 4, 0), (2, 8, 0), (4, 16, 0), (8, 16, 4))
+    for stride, size, extra in cases:
         assert bank_conflicts(warp, lane, lane * 4 * stride, size) == extra, (stride, size)
 
 

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 pytest.importorskip('triton', reason='Triton is not installed')
-from ptx.cases import DTYPES, EPS, LAYOUTS, NAMES, Case, check, error, run  # noqa: E402
-from ptx.driver import machine  # noqa: E402
-
 from bnet_mm import BNET  # noqa: E402
 from bnet_mm.ops.bnet import bnet, moments  # noqa: E402
+from ptx.cases import DTYPES, EPS, LAYOUTS, NAMES, Case, check, error, run  # noqa: E402
+from ptx.driver import machine  # noqa: E402
 
 NCHW, NHWC = LAYOUTS
 WHOLE = pytest.mark.ptx
@@ -250,7 +249,7 @@ def test_pointers_aligned_to_their_element_only(layout, dtype, gpu):
 @named(Case(shape, dtype, 3, layout) for shape in ((2, 3, 9, 6), (3, 40, 8, 70)) for dtype, layout in
        ((DTYPES[0], NCHW), (DTYPES[0], NHWC), (DTYPES[1], NCHW)))  # fmt: skip
 def test_equal_bits_on_every_run(case, gpu):
-    """No store's value is the hardware's choice, which every launch checks; and the order of programs is none either."""
+    """No store's value is the hardware's choice, which every launch checks; nor does the order of programs matter."""
     inputs = case.inputs()
     first = run(case, inputs)
     gpu.only = lambda name, programs: range(programs)[::-1]

@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip('triton', reason='Triton is not installed')
-from ptx.cases import LAYOUTS, error  # noqa: E402
-from ptx.driver import machine  # noqa: E402
-
 from bnet_mm.ops.triton import launchers  # noqa: E402
 from bnet_mm.ops.triton.plans import plan_windows  # noqa: E402
+from ptx.cases import LAYOUTS, error  # noqa: E402
+from ptx.driver import machine  # noqa: E402
 
 SHAPE = (4, 300, 1400, 1300)
 SAMPLES, CHANNELS, HEIGHT, WIDTH = SHAPE

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip('triton', reason='Triton is not installed')
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
+
 from ptx.driver import machine  # noqa: E402
 
 CAPABILITIES = (75, 80, 90, 100, 120)

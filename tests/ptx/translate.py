@@ -16,9 +16,9 @@ import numpy as np
 from ptx import values, warp
 from ptx.arithmetic import EXPRESSIONS
 from ptx.faults import UnknownInstruction
-from ptx.warp import REDUCTIONS
 from ptx.reader import SIZES, Block, Instruction, Kernel, address_of, registers_in
 from ptx.values import DTYPES
+from ptx.warp import REDUCTIONS
 
 SPECIAL = {'tid.x', 'tid.y', 'tid.z', 'ctaid.x', 'ctaid.y', 'ctaid.z', 'nctaid.x', 'nctaid.y', 'nctaid.z', 'ntid.x',
            'laneid'}  # fmt: skip

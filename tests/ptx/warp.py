@@ -1,7 +1,7 @@
 """What a warp does as one: matrices in its registers (ldmatrix, stmatrix, mma), reductions (redux).
 
-In a fragment of a matrix (PTX ISA, 'Matrix multiply-accumulate operation'), lane ``4 * group + member`` holds row ``group`` and the columns that start at ``E * member``, E elements a
-register: 2 of 16 bits, 1 of 32.
+In a fragment of a matrix (PTX ISA, 'Matrix multiply-accumulate operation'), lane ``4 * group + member`` holds row
+``group`` and the columns that start at ``E * member``, E elements a register: 2 of 16 bits, 1 of 32.
 """
 
 from __future__ import annotations

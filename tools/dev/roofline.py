@@ -90,7 +90,7 @@ def ratios(card: Card, rows: dict, wanted: tuple[str, str, str, int]) -> dict[st
 
 def page(cards: list[str], rows: dict, compiler: str, markdown: bool) -> Iterator[str]:
     """The lines of the output: a table for each card."""
-    yield f'Ratio to the DRAM time of batch norm, and what bounds it; {HEADING}. Compiled by Triton {compiler} for sm_90.'
+    yield f'Ratio to the DRAM time of batch norm, and what bounds it; {HEADING}. Triton {compiler}, sm_90.'
     wanted = list(dict.fromkeys((key.map, key.dtype, key.layout, key.k) for key in rows if key.k))
     for name in cards:
         card = CARDS[name]
@@ -102,10 +102,9 @@ def page(cards: list[str], rows: dict, compiler: str, markdown: bool) -> Iterato
         if markdown:
             grid.insert(1, ['-' * width for width in widths])
         yield ''
-        yield (
-            f'{"**" if markdown else ""}{name}{"**" if markdown else ""}: {card.issue / 1e12:.1f}e12 lane instructions, '
-            f'{card.l1 / 1e12:.1f} TB of L1, {card.dram} TB of DRAM a second'
-        )
+        title = f'**{name}**' if markdown else name
+        figures = f'{card.issue / 1e12:.1f}e12 lane instructions, {card.l1 / 1e12:.1f} TB of L1, {card.dram} TB of DRAM'
+        yield f'{title}: {figures} a second'
         if markdown:
             yield ''
         for line in grid:
