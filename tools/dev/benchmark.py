@@ -392,7 +392,9 @@ def write_readme(out: Path, check: bool) -> None:
     if new == text:
         return
     if check:
-        raise UserError('bnet_mm/ops/README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme')
+        raise UserError(
+            'bnet_mm/ops/README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme'
+        )
     README.write_text(new)
 
 
