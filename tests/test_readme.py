@@ -3,12 +3,12 @@
 import re
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from paths import REPO
 
 from bnet_mm import BNET
+from helpers import reference
+from helpers.paths import REPO
 
 README = (REPO / 'README.md').read_text()
 
@@ -39,6 +39,6 @@ def test_files_and_tools_it_names_exist():
 def test_options_of_the_tools_are_the_documented_ones():
     for tool in ('train.py', 'test.py'):
         (line,) = re.findall(rf'python tools/{tool} CONFIG.*', README)[:1]
-        source = (REPO / 'tools' / tool).read_text() + (REPO / 'bnet_mm' / 'launch.py').read_text()
+        source = (REPO / 'tools' / tool).read_text() + (REPO / 'bnet_mm' / 'cli.py').read_text()
         for option in re.findall(r'--[\w-]+', line):
             assert f"'{option}'" in source, option
