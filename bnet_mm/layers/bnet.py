@@ -178,7 +178,12 @@ class BNET(nn.Module):
         """
         if not self.is_affine():
             raise ValueError(f'BNET: a norm has no taps off the centre, this layer of {self.num_features} channels has')
-        return with_affine(self.norm, self.weight, self.bias)
+        values = dict(weight=self.bnconv.centre_tap(), bias=self.bnconv.bias)
+        affine = {
+            name: nn.Parameter(value.detach().clone(), requires_grad=getattr(self.bnconv, name).requires_grad)
+            for name, value in values.items()
+        }
+        return with_affine(self.norm, **affine)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
@@ -192,13 +197,21 @@ class BNET(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """BN's gamma: a view (C,) of the centre taps. Host code that writes 0 or 1 to a norm's weight stays right."""
-        return self.bnconv.centre_tap()
+        """BN's gamma (C,): the centre taps, but no parameter.
+
+        Hosts that write 0 or 1 to a norm's weight write to the taps. Optimizers that collect every module's ``weight``
+        and ``bias`` find each parameter once, in ``bnconv``.
+        """
+        return self.bnconv.centre_tap().detach()
 
     @property
     def bias(self) -> Tensor:
-        """BN's beta (C,)."""
-        return self.bnconv.bias
+        """BN's beta (C,), likewise."""
+        return self.bnconv.bias.detach()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise a ValueError: pruning and reparametrisation of this layer are those of its taps."""
+        raise ValueError(f'BNET: it has no parameter of its own to register as {name!r}; its taps are bnconv.weight')
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))

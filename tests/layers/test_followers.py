@@ -8,6 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.nn.utils import prune
 
 from bnet_mm import BNET, CBN, FReLU, SN2d, enhance
 from helpers import reference
@@ -103,7 +104,7 @@ def test_heads_whose_levels_share_convolutions(head):
 def test_parametrized_weight_is_named():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), CBN(4))
     torch.nn.utils.parametrizations.weight_norm(net[0])
-    with pytest.raises(RuntimeError, match='CBN: the weight of the convolution .*Conv2d.* is parametrized'):
+    with pytest.raises(RuntimeError, match=r'(?s)CBN: the weight of the convolution .*Conv2d.* is parametrized'):
         net(image())
     net.eval()(image())
 
@@ -113,7 +114,7 @@ def test_weight_that_a_hook_computes(how):
     """What stands at ``weight`` when the layer runs is what the convolution used."""
     net = reference.randomise(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), CBN(4)))
     if how == 'prune':
-        torch.nn.utils.prune.l1_unstructured(net[0], 'weight', 0.3)
+        prune.l1_unstructured(net[0], 'weight', 0.3)
     else:
         torch.nn.utils.spectral_norm(net[0])
     for _ in range(3):

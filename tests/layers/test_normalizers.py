@@ -20,6 +20,8 @@ def plain_norm(layer):
     """The norm with an affine that a BNET of six channels holds."""
     if isinstance(layer.norm, nn.modules.batchnorm._BatchNorm) and type(layer.norm) is not bnet_mm.CBN:
         return nn.BatchNorm2d(6)
+    if isinstance(layer.norm, nn.InstanceNorm2d):
+        return nn.InstanceNorm2d(6, affine=True)
     return nn.GroupNorm(3, 6) if isinstance(layer.norm, nn.GroupNorm) else type(layer.norm)(6)
 
 
@@ -29,7 +31,7 @@ def normalized(norm, x, training):
         return reference.group_norm(x, norm.num_groups, norm.eps)
     if isinstance(norm, nn.InstanceNorm2d):
         return reference.group_norm(x, x.shape[1], norm.eps)
-    running = None if training or not norm.using_bn else (norm.running_mean, norm.running_var)
+    running = None if training or not norm.using_bn else (norm.bn.running_mean, norm.bn.running_var)
     return reference.switchable_norm(x, norm.mean_weight, norm.var_weight, running, norm.eps)[0]
 
 
@@ -77,8 +79,6 @@ def test_enhanced_norm_starts_as_the_norm(norm):
 def test_enhanced_norm_loads_the_plain_norms_checkpoint(norm):
     layer, fresh = BNET(6, k=3, norm=norm), BNET(6, k=3, norm=norm)
     plain = make(plain_norm(layer)).float()
-    if norm == 'IN':
-        plain.affine, plain.weight, plain.bias = True, nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
     layer.load_state_dict(plain.state_dict())
     x = torch.randn(2, 6, 5, 7)
     torch.testing.assert_close(layer.eval()(x), plain.eval()(x), rtol=1e-5, atol=1e-5)
@@ -138,7 +138,7 @@ def test_bad_normalizer_is_named(options, message):
 
 
 def test_options_of_bnet_reach_the_normalizer():
-    assert BNET(6, eps=0.5, momentum=0.3, norm='SN').norm.momentum == 0.3
+    assert BNET(6, eps=0.5, momentum=0.3, norm='SN').norm.bn.momentum == 0.3
     layer = BNET(6, eps=0.5, momentum=0.3, norm=dict(type='SyncBN', momentum=0.2, track_running_stats=False))
     assert (layer.norm.eps, layer.norm.momentum, layer.norm.running_mean) == (0.5, 0.2, None)
 

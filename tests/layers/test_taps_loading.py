@@ -1,7 +1,6 @@
 """A BNET layer whose taps are pruned, reparametrised or sharded saves and loads as any layer does."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -70,7 +69,7 @@ def test_global_pruning_of_the_taps():
     zeros = sum((module.weight == 0).sum() for module in (net[0], net[1].bnconv))
     assert zeros == (net[0].weight.numel() + net[1].bnconv.weight.numel() + 1) // 2
     prune.remove(net[1].bnconv, 'weight')
-    assert list(block().state_dict())[2:] == [key for key in net.state_dict() if key.startswith('1.')]
+    assert set(block()[1].state_dict()) == set(net[1].state_dict())
 
 
 def test_batch_norm_checkpoint_into_pruned_taps_is_refused():
@@ -106,7 +105,6 @@ def test_full_state_dict_into_a_sharded_model(full, process_group):
     x = torch.randn(2, 3, 8, 9)
     with torch.no_grad():
         torch.testing.assert_close(net.eval()(x), source.eval()(x), rtol=1e-4, atol=1e-5)
-    assert os.environ.get('BNET_MM_BACKEND') is None
 
 
 def test_ambiguous_file_is_refused():

@@ -82,7 +82,7 @@ def test_batch_norms_without_affine_and_other_normalisers():
     torch.testing.assert_close(report.model(x), net(x))
     assert report.kept == {
         '9': 'GroupNorm takes statistics from its input',
-        '11': 'InstanceNorm2d takes statistics from its input',
+        '11': 'AffineFreeInstanceNorm2d takes statistics from its input',
         '13': 'SN2d takes statistics from its input',
         '15': 'BatchNorm2d tracks no running statistics',
     }
