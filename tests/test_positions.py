@@ -141,7 +141,7 @@ def test_everywhere_leaves_alone_what_is_no_2d_batch_norm():
 
 def test_dilation():
     layer = backbone(bnet=dict(k=3, dilation=2)).layer1[0].bn3
-    assert (layer.bnconv.k, layer.bnconv.dilation) == (3, 2)
+    assert (layer.bnconv.k, layer.bnconv.dilation[0]) == (3, 2)
 
 
 @pytest.mark.parametrize('bnet, message', [
