@@ -109,9 +109,7 @@ def test_layer_decay_by_names(scope, constructor, options):
         backbone = MODELS.build(dict(type='ConvNeXt', arch='atto'))
     width = backbone.stages[1][0].depthwise_conv.out_channels
     backbone.stages[1][0].depthwise_conv = nn.Sequential(backbone.stages[1][0].depthwise_conv, BNET(width))
-    cfg = dict(
-        constructor=constructor, paramwise_cfg=options, optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1)
-    )
+    cfg = dict(constructor=constructor, paramwise_cfg=options, optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1))
     found = settings(WithBackbone(backbone), cfg, scope)
     block = 'backbone.stages.1.0.depthwise_conv'
     assert found[f'{block}.1.bnconv.weight'] == found[f'{block}.0.weight']
