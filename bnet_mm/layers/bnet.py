@@ -47,21 +47,41 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
         )
 
 
-class DepthwiseTransform(nn.Module):
+class DepthwiseTransform(nn.modules.conv._ConvNd):
     """The k x k depthwise convolution with bias that replaces the affine of a norm (eq. 5).
 
-    Not an ``nn.Conv2d``: the OpenMMLab default initialisation would overwrite the identity start of one.
+    Not an ``nn.Conv2d``: hosts that initialise every one would overwrite the identity start. But of its base class, by
+    which tools know what to do with the parameters: optimizer constructors (TSM's), structured pruners.
 
     Shapes:
         weight: (C, 1, k, k); bias: (C,); input and output: (N, C, H, W).
     """
 
     def __init__(self, num_features: int, k: int, dilation: int, device=None, dtype=None) -> None:
-        super().__init__()
-        self.num_features, self.k, self.dilation = num_features, k, dilation
-        self.weight = nn.Parameter(torch.empty(num_features, 1, k, k, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
-        self.reset_parameters()
+        padding = dilation * (k // 2)
+        super().__init__(
+            num_features,
+            num_features,
+            kernel_size=(k, k),
+            stride=(1, 1),
+            padding=(padding, padding),
+            dilation=(dilation, dilation),
+            transposed=False,
+            output_padding=(0, 0),
+            groups=num_features,
+            bias=True,
+            padding_mode='zeros',
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def num_features(self) -> int:
+        return self.out_channels  # which a pruner changes
+
+    @property
+    def k(self) -> int:
+        return self.kernel_size[0]
 
     def reset_parameters(self) -> None:
         """Identity: centre tap 1, other taps 0, bias 0."""
@@ -74,16 +94,17 @@ class DepthwiseTransform(nn.Module):
         return self.weight[:, 0, self.k // 2, self.k // 2]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, torch.fx.Proxy) and select_backend(x, self.k, self.dilation) != 'reference':
-            zeros = self.bias.new_zeros(self.num_features)
-            return fused_bnet(x, zeros, zeros + 1, self.weight, self.bias)
-        # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        padding = self.dilation * (self.k // 2)
-        return F.conv2d(x, weight, bias, padding=padding, dilation=self.dilation, groups=self.num_features)
+        weight, bias = self.weight, self.bias
+        if not isinstance(x, torch.fx.Proxy):  # in which quantisation must find a convolution by the parameters alone
+            if select_backend(x, self.k, self.dilation[0]) != 'reference':
+                zeros = bias.new_zeros(self.num_features)
+                return fused_bnet(x, zeros, zeros + 1, weight, bias)
+            # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
+            weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation}'
+        return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation[0]}'
 
 
 class BNET(nn.Module):
@@ -178,7 +199,12 @@ class BNET(nn.Module):
         """
         if not self.is_affine():
             raise ValueError(f'BNET: a norm has no taps off the centre, this layer of {self.num_features} channels has')
-        return with_affine(self.norm, self.weight, self.bias)
+        values = dict(weight=self.bnconv.centre_tap(), bias=self.bnconv.bias)
+        affine = {
+            name: nn.Parameter(value.detach().clone(), requires_grad=getattr(self.bnconv, name).requires_grad)
+            for name, value in values.items()
+        }
+        return with_affine(self.norm, **affine)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
@@ -192,13 +218,21 @@ class BNET(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """BN's gamma: a view (C,) of the centre taps. Host code that writes 0 or 1 to a norm's weight stays right."""
-        return self.bnconv.centre_tap()
+        """BN's gamma (C,): the centre taps, but no parameter.
+
+        Hosts that write 0 or 1 to a norm's weight write to the taps. Optimizers that collect every module's ``weight``
+        and ``bias`` find each parameter once, in ``bnconv``.
+        """
+        return self.bnconv.centre_tap().detach()
 
     @property
     def bias(self) -> Tensor:
-        """BN's beta (C,)."""
-        return self.bnconv.bias
+        """BN's beta (C,), likewise."""
+        return self.bnconv.bias.detach()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise a ValueError: pruning and reparametrisation of this layer are those of its taps."""
+        raise ValueError(f'BNET: it has no parameter of its own to register as {name!r}; its taps are bnconv.weight')
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
@@ -209,7 +243,7 @@ class BNET(nn.Module):
         """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
         if isinstance(x, torch.fx.Proxy) or has_hooks(self.bnconv):
             return None
-        if select_backend(x, self.bnconv.k, self.bnconv.dilation) == 'reference':
+        if select_backend(x, self.bnconv.k, self.bnconv.dilation[0]) == 'reference':
             return None
         found = statistics(self.norm, x)
         if found is None:
@@ -219,7 +253,7 @@ class BNET(nn.Module):
         return fused_bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias)
 
     def extra_repr(self) -> str:
-        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation)}'
+        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation[0])}'
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         adapt_bnet_keys(state_dict, prefix, self)

@@ -10,13 +10,10 @@ import pytest
 pytest.importorskip('triton', reason='Triton is not installed')
 import triton  # noqa: E402
 
+import roofline  # noqa: E402  (tools/dev)
 from ptx import table  # noqa: E402
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'dev'
-sys.path.insert(0, str(TOOLS))
-import roofline  # noqa: E402
-
-sys.path.remove(str(TOOLS))
+TOOL = Path(roofline.__file__)
 same_compiler = pytest.mark.skipif(
     table.compiler() != triton.__version__, reason=f'counts.csv is of Triton {table.compiler()}'
 )
@@ -65,7 +62,7 @@ def test_bounds():
 
 
 def test_roofline_is_printed():
-    command = [sys.executable, str(TOOLS / 'roofline.py'), '--card', 'H100', 'T4']
+    command = [sys.executable, str(TOOL), '--card', 'H100', 'T4']
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert 'computed from executed instructions, not timed' in text.splitlines()[0]
     assert '\nH100: ' in text and '\nT4: ' in text and 'A100' not in text
