@@ -45,7 +45,7 @@ class SharedMemory:
         lanes = self.launch.selected(mask)
         values = [np.full(self.launch.lanes, UNSET[size], f'u{size}') for _ in range(width)]
         block, at = self._place(i, address, lanes, size * width)
-        now, warp = self._mark(block, lanes)
+        now = self._mark(block, lanes)
         for step in range(0, size * width, self.granule):
             granule = (at + step) // self.granule
             writes, reads = self.writes[block, granule], self.reads[block, granule]
@@ -64,7 +64,7 @@ class SharedMemory:
         size = values[0].dtype.itemsize
         lanes = self.launch.selected(mask)
         block, at = self._place(i, address, lanes, size * len(values))
-        now, warp = self._mark(block, lanes)
+        now = self._mark(block, lanes)
         data = self.data.view(f'u{size}')
         for n, value in enumerate(values):
             value = self.launch.full(value)[lanes]
@@ -84,9 +84,9 @@ class SharedMemory:
                 self._check(Fault.RACE, lost & (winner != now), i, lanes, at)
                 self._check(Fault.AMBIGUOUS, lost, i, lanes, at)
 
-    def _mark(self, block: np.ndarray, lanes: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
-        warp = (self.launch.thread[lanes] // 32).astype('i4')
-        return self.epoch[block] << SHIFT | warp, warp
+    def _mark(self, block: np.ndarray, lanes: np.ndarray | slice) -> np.ndarray:
+        """Who each lane is, and when: its program's barriers so far, and its warp."""
+        return self.epoch[block] << SHIFT | (self.launch.thread[lanes] // 32).astype('i4')
 
     def _place(self, i: Instruction, address: np.ndarray, lanes, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Program in this portion, and address, of each lane."""

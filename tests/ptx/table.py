@@ -24,9 +24,10 @@ from bnet_mm.ops.triton import launchers
 from ptx.driver import Machine, machine
 
 FILE = Path(__file__).with_name('counts.csv')
+DOCUMENT = Path(__file__).resolve().parents[2] / 'bnet_mm' / 'ops' / 'README.md'
 CAPABILITY = 90
 MAPS = ((2, 64, 56, 56), (2, 256, 14, 14), (2, 512, 7, 7), (1, 256, 50, 83))
-DTYPES = ('float32', 'float16', 'bfloat16')
+DTYPES = ('float32', 'float16')  # bfloat16 is loaded and stored as float16 is
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 KERNELS = {'forward': (3, 5, 7), 'backward': (3, 5, 7), 'moments': (0,), 'moments_backward': (0,)}
 FIGURES = (
@@ -135,3 +136,28 @@ def differences(rows: dict[Key, Figures], wanted: Iterable[Key]) -> list[str]:
             if f'{now[name]:g}' != f'{old:g}':
                 found.append(f'{row}: {name} {old:g} in the table, {now[name]:g} counted')
     return found
+
+
+def markdown(rows: dict[Key, Figures]) -> str:
+    """Instructions an element, and maps through L1 in brackets, by map: k = 3 / 5 / 7 where there are taps."""
+    lines = [
+        f'| kernel | {" | ".join(str(shape) for shape in MAPS)} |',
+        f'|---|{"---|" * len(MAPS)}',
+    ]
+    for kernel, dtype, layout in itertools.product(KERNELS, DTYPES, LAYOUTS):
+        cells = []
+        for shape in MAPS:
+            own = [rows.get(Key(kernel, 'x'.join(map(str, shape)), dtype, layout, k)) for k in KERNELS[kernel]]
+            instructions = ' / '.join(f'{one["instructions"]:.0f}' if one else '-' for one in own)
+            through_l1 = ' / '.join(f'{one["l1_loaded"] + one["l1_stored"]:.1f}' if one else '-' for one in own)
+            cells.append(f'{instructions} ({through_l1})')
+        lines.append(f'| {kernel} {dtype} {layout} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def with_table(text: str, rows: dict[Key, Figures]) -> str:
+    """A document with the table between its marks."""
+    begin, end = '<!-- counts -->\n', '\n<!-- /counts -->'
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f'{before}{begin}{markdown(rows)}{end}{after}'

@@ -53,6 +53,11 @@ def test_the_file_has_every_row():
     assert list(table.read()) == table.keys()
 
 
+def test_the_document_has_the_table():
+    text = table.DOCUMENT.read_text()
+    assert table.with_table(text, table.read()) == text
+
+
 def test_bounds():
     card = roofline.Card(multiprocessors=10, clock=1.0, l1_bytes=64, dram=0.1)
     counts = dict(instructions=0, l1_loaded=3, l1_stored=1, dram_loaded=1, dram_stored=1)

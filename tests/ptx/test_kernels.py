@@ -237,13 +237,15 @@ def moved(tensor, elements):
 @pytest.mark.parametrize('dtype', DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize('layout', LAYOUTS, ids=('nchw', 'nhwc'))
 def test_pointers_aligned_to_their_element_only(layout, dtype, gpu):
-    """After aligned ones of the same shape: what was compiled, or cached, for those would fault."""
+    """After aligned ones of the same shape: what was compiled, or cached, for those would fault.
+
+    Not the same bits: sums of vectors of four are taken in another order.
+    """
     case = Case((2, 4, 8, 16), dtype, layout=layout, residual=True, wanted=(*NAMES[:3], 'residual'))
     inputs = case.inputs()
-    aligned = check(case, inputs)
+    check(case, inputs)
     for names in (('x',), ('grad',), ('residual',), ('weight', 'bias'), tuple(inputs)):
-        mixed = {name: moved(value, 1) if name in names else value for name, value in inputs.items()}
-        assert all(torch.equal(value, aligned[name]) for name, value in run(case, mixed).items()), names
+        check(case, {name: moved(value, 1) if name in names else value for name, value in inputs.items()})
 
 
 @named(Case(shape, dtype, 3, layout) for shape in ((2, 3, 9, 6), (3, 40, 8, 70)) for dtype, layout in
@@ -255,6 +257,19 @@ def test_equal_bits_on_every_run(case, gpu):
     gpu.only = lambda name, programs: range(programs)[::-1]
     for name, value in run(case, inputs).items():
         assert torch.equal(value, first[name]), name
+
+
+@pytest.mark.parametrize('capability', [pytest.param(c, marks=() if c == 90 else WHOLE) for c in CAPABILITIES])
+@pytest.mark.parametrize('layout', LAYOUTS, ids=('nchw', 'nhwc'))
+def test_sums_over_lanes_have_no_products(layout, capability):
+    """Three samples: mean times count is rounded. Contracted into the sum, it left other bits in each lane of a warp,
+    of which one was stored; see test_faults.py::test_a_product_contracted_into_a_sum."""
+    x = (torch.randn(3, 300, 3, 2) + 1).contiguous(memory_format=layout)
+    with machine(capability):
+        mean, var = moments(x, True)[1:]
+        check(Case((2, 40, 9, 13), k=1, layout=layout, statistics='given', wanted=NAMES[:5]))  # rstd times sums
+    exact_var, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    assert error(mean, exact_mean) < 1e-6 and error(var, exact_var) < 1e-6
 
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 40))
