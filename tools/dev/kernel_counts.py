@@ -1,9 +1,10 @@
 """Counts what the compiled GPU kernels execute: python tools/dev/kernel_counts.py [--check] [--only WORD ...]
 
-Writes tests/ptx/counts.csv and the table of bnet_mm/ops/README.md: instructions, traffic and conflicts of the Triton kernels as compiled for sm_90, executed
-on the CPU (tests/ptx). No GPU is needed, and no noise touches the counts: what changes them is a change of the kernels,
-of their plans, or of Triton. --check writes nothing, and fails if a count is another one. Compiling takes most of the
-time: half an hour for all rows the first time, afterwards Triton's cache has the kernels.
+Writes tests/ptx/counts.csv and the table of bnet_mm/ops/README.md: instructions, traffic and conflicts of the Triton
+kernels as compiled for sm_90, executed on the CPU (tests/ptx). No GPU is needed, and no noise touches the counts: what
+changes them is a change of the kernels, of their plans, or of Triton. --check writes nothing, and fails if a count is
+another one. Compiling takes most of the time: half an hour for all rows the first time, afterwards Triton's cache has
+the kernels.
 """
 
 from __future__ import annotations
