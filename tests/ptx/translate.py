@@ -173,8 +173,10 @@ class _BlockWriter:
             return f'np.array([{bool(int(text, 0)) != negated}])'
         if text == 'global_smem':
             return self.program.constant(0, size)
-        float_bits = re.fullmatch(r'0[fd]([0-9a-fA-F]+)', text)
-        bits = int(float_bits[1], 16) if float_bits else int(text.rstrip('U'), 0)
+        number = re.fullmatch(r'(?:0[fd])([0-9a-fA-F]+)|(-?(?:0x[0-9a-fA-F]+|\d+))U?', text)
+        if not number:
+            raise UnknownInstruction(f'operand {text}')
+        bits = int(number[1], 16) if number[1] else int(number[2], 0)
         constant = self.program.constant(bits & ((1 << 8 * size) - 1), size)
         return constant if dtype[0] == 'u' else f"{constant}.view('{dtype}')"
 
