@@ -46,7 +46,9 @@ def main() -> None:
     with written(args.out) as temporary:
         temporary.write_text(f'_base_ = {base!r}\n')
         with clear_errors(f'config {args.config} cannot be inherited from'):
-            cfg = Config.fromfile(temporary)
+            # A new-style config cannot be inherited from in this way; config_text says so.
+            new_style = '::' not in base and Config._is_lazy_import(args.config)
+            cfg = Config.fromfile(args.config if new_style else temporary)
         try:
             temporary.write_text(config_text(cfg, args.config, base, bnet))
         except ValueError as error:
