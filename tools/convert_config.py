@@ -91,7 +91,9 @@ def read_base(title: str, base: str, temporary: Path) -> Config:
             raise UserError(f'{library} has no config {name}; the nearest are {", ".join(close)}')
     temporary.write_text(f'_base_ = {base!r}\n')
     with clear_errors(f'config {title} cannot be inherited from'):
-        return Config.fromfile(temporary)
+        # A new-style config cannot be inherited from in this way; config_text says so.
+        new_style = not name and Config._is_lazy_import(title)
+        return Config.fromfile(title if new_style else temporary)
 
 
 if __name__ == '__main__':

@@ -18,14 +18,15 @@ from bnet_mm.surgery.enhance import enhance, insert_bn_conv
 from bnet_mm.surgery.positions import norm_names
 
 
-def WithBNET(base: str, bnet: dict | None, frelu: bool = False, **kwargs: Any) -> nn.Module:
+def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False, **kwargs: Any) -> nn.Module:
     """The config form of :func:`enhance`, for a backbone, a whole detector, or any other model::
 
         backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=5, where='C'), depth=50, ...)
         model = dict(type='WithBNET', base='RetinaNet', bnet=dict(k=3))
+        model.update(type=WithBNET, base=model['type'], bnet=dict(k=3))  # new-style configs, where types are imported
 
     Args:
-        base: Registered type of the model, as it stood in ``type``.
+        base: What stood in ``type``: the registered name of the model, or its class.
         bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression. With
             ``type='BNConv'`` those of :func:`insert_bn_conv`; None for neither.
         frelu: Put FReLU into the residual blocks, see activations.py.
@@ -71,9 +72,15 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, check
         checkpoint: Name of a checkpoint beside the new config that it starts from.
 
     Raises:
-        ValueError: If it has no model, or BNET in it already.
+        ValueError: If it has no model, or BNET in it already, or is a new-style config (``with read_base()``).
     """
     model = cfg.get('model') or {}
+    if callable(model.get('type')):
+        bnet = {name: value for name, value in bnet.items() if (name, value) != ('dilation', 1)}
+        raise ValueError(
+            f'{title} is a new-style config: write one that imports it by `with read_base()`, and there '
+            f"`from bnet_mm import WithBNET` and `model.update(type=WithBNET, base=model['type'], bnet={_call(bnet)})`"
+        )
     if not isinstance(model.get('type'), str):
         raise ValueError(f'config {title} has no model with a type')
     if place := _bnet_in(model, 'model'):
