@@ -30,6 +30,7 @@ from bnet_mm.layers.normalizers import (
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
 from bnet_mm.ops.bnet import fused_bnet
+from bnet_mm.ops.dispatch import convolution_dtype
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -43,7 +44,7 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
     if needs_several_values and shape[0] * shape[2] * shape[3] == 1:
         raise ValueError(
             f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
-            'use a larger batch or map, or eval()'
+            'use a larger batch or map, or eval() with running statistics'
         )
 
 
@@ -76,7 +77,7 @@ class DepthwiseTransform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, torch.fx.Proxy) and select_backend(x, self.k, self.dilation) != 'reference':
             zeros = self.bias.new_zeros(self.num_features)
-            return fused_bnet(x, zeros, zeros + 1, self.weight, self.bias)
+            return fused_bnet(x, zeros, zeros + 1, self.weight, self.bias).to(convolution_dtype(x))
         # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         padding = self.dilation * (self.k // 2)
@@ -201,7 +202,8 @@ class BNET(nn.Module):
         return self.bnconv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
+        batch_statistics = self.norm.training or getattr(self.norm, 'running_mean', None) is None
+        check_input(x, self.num_features, batch_statistics and isinstance(self.norm, nn.BatchNorm2d))
         y = self._fused(x)
         return self.bnconv(self.norm(x)) if y is None else y
 
@@ -214,9 +216,10 @@ class BNET(nn.Module):
         found = statistics(self.norm, x)
         if found is None:
             return None
-        x, mean, var = found
+        maps, mean, var = found
         rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
-        return fused_bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        y = fused_bnet(maps, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        return y.to(convolution_dtype(x))
 
     def extra_repr(self) -> str:
         return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation)}'

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bnet_mm.layers.arguments import check_positive_int
 from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.ops.bnet import Map, fused_moments
 
 
 class _SwitchableNorm(nn.Module):
@@ -137,7 +137,8 @@ class _SwitchableNorm(nn.Module):
         if not self.using_bn:
             return [mean_in, mean_ln], [var_in, var_ln]
         if not self.training:
-            return [mean_in, mean_ln, self.running_mean[None]], [var_in, var_ln, self.running_var[None]]
+            # Copies, as the mixture is differentiated, perhaps after a training pass has changed the buffers.
+            return [mean_in, mean_ln, self.running_mean.clone()[None]], [var_in, var_ln, self.running_var.clone()[None]]
         count = self._sum(mean_in.new_full((1, 1), len(mean_in)))
         mean_bn = self._sum(mean_in.sum(0, keepdim=True)) / count
         var_bn = self._sum((var_in + (mean_in - mean_bn).square()).sum(0, keepdim=True)) / count
@@ -195,7 +196,7 @@ class SN1d(_SwitchableNorm):
         var_ln, mean_ln = torch.var_mean(x, 1, keepdim=True)
         if not self.using_bn:
             return [mean_ln], [var_ln]
-        mean_bn, var_bn = self.running_mean[None], self.running_var[None]
+        mean_bn, var_bn = self.running_mean.clone()[None], self.running_var.clone()[None]
         if self.training:
             if len(x) == 1:
                 raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
@@ -209,12 +210,12 @@ class SN2d(_SwitchableNorm):
 
     input_dim = 4
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalizers.statistics`."""
         self._check_input(x)
         pixels = x.shape[2] * x.shape[3]
-        x, mean_in, var_in = fused_moments(x, over_batch=False)
-        return x, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+        maps, mean_in, var_in = fused_moments(x, over_batch=False)
+        return maps, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
 
 
 class SN3d(_SwitchableNorm):

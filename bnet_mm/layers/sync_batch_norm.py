@@ -10,10 +10,13 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnet_mm.ops.bnet import fused_moments, moments
+from bnet_mm.ops.bnet import Map, bnet, fused_moments, moments
+from bnet_mm.ops.dispatch import is_exporting
+from bnet_mm.ops.schemas import wide_dtype
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -45,7 +48,7 @@ class _JoinStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None):
-        local = torch.cat([mean, var, mean.new_tensor([count])])
+        local = torch.cat([mean, var, mean.new_full((1,), count)])
         gathered = local.new_empty(world_size(group), local.numel())
         dist.all_gather(list(gathered), local, group=group)
         means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
@@ -112,14 +115,13 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size(self.process_group) == 1:
-            return super().forward(x)
+            return batch_norm(self, x)
         self._check_input_dim(x)
         maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
-        shape = (1, -1, 1, 1)
-        x_hat = (maps.to(mean.dtype) - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
-        return x_hat.view_as(x).to(x.dtype)
+        identity = mean.new_ones(self.num_features, 1, 1, 1), mean.new_zeros(self.num_features)
+        return bnet(maps, mean, (var + self.eps).rsqrt(), *identity).view_as(x)
 
-    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalizers.statistics`: of the joined batch in training mode."""
         if not self.training and self.running_mean is not None:
             return x, self.running_mean, self.running_var
@@ -127,12 +129,12 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if count:
             x, mean, var = moments(x, over_batch=True)
         else:  # an empty batch takes part in the collectives and adds nothing
-            mean = var = x.to(torch.promote_types(x.dtype, torch.float32)).sum((0, 2, 3))
+            mean = var = x.to(wide_dtype(x.dtype)).sum((0, 2, 3))
         total = count
         if self.training and world_size(self.process_group) > 1:
             mean, var, total = _JoinStatistics.apply(mean, var, count, self.process_group)
         # Only a process with one value or none can be part of such a batch; the others need not wait for the count.
-        if self.training and count <= 1 and total <= 1:
+        if count <= 1 and total <= 1:
             raise ValueError(
                 f'SyncBatchNorm: input must have more than one value per channel over all processes in training mode, '
                 f'got {int(total)}'
@@ -159,10 +161,40 @@ class AffineSyncBatchNorm(SyncBatchNorm):
         return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape)).to(x.dtype)
 
 
+def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """``norm(x)`` as torch computes it, except that nothing waits for a device, and that what is kept for the backward
+    pass are not the running buffers, which a later pass changes."""
+    norm._check_input_dim(x)
+    affine = norm._parameters.get('weight'), norm._parameters.get('bias')
+    running, tracks = (norm.running_mean, norm.running_var), norm.training and norm.track_running_stats
+    batch_statistics = norm.training or norm.running_mean is None
+    if tracks and norm.momentum is None and norm.running_mean is not None:
+        mean, var = map(torch.zeros_like, running)
+        y = F.batch_norm(x, mean, var, *affine, True, 1.0, norm.eps)  # momentum 1: writes the batch's statistics
+        update_running_statistics(norm, mean, var)
+        return y
+    if tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    if batch_statistics and not tracks:
+        running = None, None
+    elif not batch_statistics and x.requires_grad and not (torch.jit.is_tracing() or is_exporting()):
+        running = (buffer.clone() for buffer in running)
+    return F.batch_norm(x, *running, *affine, batch_statistics, norm.momentum or 0.0, norm.eps)
+
+
 @torch.no_grad()
 def update_running_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """BatchNorm's rule: ``running = (1 - momentum) * running + momentum * new``; momentum None is the plain average."""
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
+    """BatchNorm's rule: ``running = (1 - momentum) * running + momentum * new``; momentum None is the plain average.
+
+    The counter stays where it is: nobody waits for a GPU. Statistics or a counter that were removed are left out.
+    """
+    counter = norm.num_batches_tracked
+    if counter is not None:
+        counter.add_(1)
+    for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
+        if running is None:
+            continue
+        share = norm.momentum
+        if share is None:
+            share = 0 if counter is None else 1 / counter.to(wide_dtype(running.dtype))
+        running.mul_(1 - share).add_((new * share).to(running.dtype))
