@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnet_mm.layers.affine_free import add_stand_ins, batch_norm, normalise
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
 from bnet_mm.layers.arguments import check_positive_int, is_lazy
-from bnet_mm.layers.sync_batch_norm import update_running_statistics
+from bnet_mm.layers.statistics import batch_norm, update_running_statistics
 from bnet_mm.ops.dispatch import is_exporting
 
 # What stands side by side of a past iteration: whether there was one (1), mean and variance (C), the weight and the
@@ -145,7 +145,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         self._remember(mean, var, count)
         if self.track_running_stats:
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        return normalise(x, joint_mean, joint_var, self.eps, weight, bias)
+        return normalise(wide, joint_mean, joint_var, self.eps, weight, bias).to(x.dtype)
 
     def _uses_history(self, x: Tensor) -> bool:
         self._check_input_dim(x)

@@ -7,18 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnet_mm.layers.affine_free import (
-    AffineFreeGroupNorm,
-    AffineFreeInstanceNorm2d,
-    add_stand_ins,
-    batch_norm,
-    take_statistics,
-    uses_batch_statistics,
-)
+from bnet_mm.layers.affine_free import AffineFreeGroupNorm, AffineFreeInstanceNorm2d, add_stand_ins
 from bnet_mm.layers.cross_iteration_bn import CBN
+from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.switchable_norm import SN2d, SyncSN
-from bnet_mm.layers.sync_batch_norm import SyncBatchNorm, update_running_statistics
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.ops.bnet import Map, fused_moments
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
@@ -36,15 +30,15 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return batch_norm(self, x, None, None)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`statistics`."""
         if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
-        x, mean, var = fused_moments(x, over_batch=True)
+        maps, mean, var = fused_moments(x, over_batch=True)
         if self.training and self.track_running_stats:
             count = x.numel() // x.shape[1]
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        return x, mean, var
+        return maps, mean, var
 
 
 NORMALIZERS = {
@@ -99,14 +93,14 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks) or 'forward' in module.__dict__
 
 
-def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
     """What a normaliser without affine would normalise x (N, C, H, W) with, for the kernels of :mod:`bnet_mm.ops`.
 
     Running statistics are updated as by a forward pass of ``norm``.
 
     Returns:
-        x, to be used from here on in place of the argument; mean and variance, (C,) or (N, C); None if ``norm`` has to
-        be run as a module: it has hooks or an affine, statistics that depend on more than x, or refuses single values.
+        The map for the kernels, mean and variance, (C,) or (N, C); None if ``norm`` has to be run as a module: it has
+        hooks or an affine, statistics that depend on more than x, or refuses single values.
     """
     if has_hooks(norm) or norm._parameters.get('weight') is not None:  # its own affine, put there by hand
         return None
@@ -119,13 +113,13 @@ def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | No
     return norm.statistics(x) if hasattr(norm, 'statistics') else None
 
 
-def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x, mean, var = fused_moments(x, over_batch=False)
+def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+    maps, mean, var = fused_moments(x, over_batch=False)
     means, variances = mean.unflatten(1, (norm.num_groups, -1)), var.unflatten(1, (norm.num_groups, -1))
     group_mean = means.mean(2, keepdim=True)
     # Variance within the channels plus that of their means, not a difference of squares, which would cancel.
     group_var = (variances + (means - group_mean).square()).mean(2, keepdim=True)
-    return x, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
+    return maps, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
 
 
 def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
