@@ -49,7 +49,7 @@ model = dict(
     cls_head=dict(type=TSNHead, num_classes=3, in_channels=512))
 ''',
 }  # fmt: skip
-CHILD = '''
+CHILD = """
 from mmengine.config import read_base
 with read_base():
     from .base import *
@@ -61,7 +61,7 @@ default_scope = {scope!r}
 model.update(dict(backbone=dict({change})))
 custom_hooks = [dict(type=FreezeTransform, epoch=1)]
 optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.1))
-'''
+"""
 CHANGES = {
     'norm_cfg': ('norm_cfg=dict(type=BNET, k=5)', 20),
     'WithBNET': ("type=WithBNET, base=model['backbone']['type'], bnet=dict(k=5, where='C')", 8),
