@@ -1,7 +1,14 @@
+import sys
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
-from paths import SHARED_DATA
+
+pytest.register_assert_rewrite('helpers')
+
+from helpers.hosts import import_host_models  # noqa: E402
+from helpers.paths import SHARED_DATA  # noqa: E402
+from helpers.tools import load_tool  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -22,3 +29,38 @@ def no_default_scope():
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(instances)
+
+
+@pytest.fixture
+def mmdet_scope():
+    pytest.importorskip('mmdet')
+    import_host_models('mmdet')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+@pytest.fixture
+def leftovers(monkeypatch):
+    """What mmengine's loader reported since the test began; it prints, or logs to 'current', as its caller asks."""
+    reports = []
+    monkeypatch.setattr('mmengine.runner.checkpoint.print_log', lambda text, **_: reports.append(text))
+    return lambda: [text for text in reports if 'do not match exactly' in text]
+
+
+@pytest.fixture
+def prepare_data(monkeypatch, capsys):
+    """Run tools/prepare_data.py with these arguments: exit code, stdout and stderr."""
+    pytest.importorskip('pycocotools')
+    tool = load_tool('prepare_data')
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['prepare_data.py', *map(str, arguments)])
+        code, message = 0, ''
+        try:
+            tool.main()
+        except SystemExit as end:
+            code, message = (1, end.code) if isinstance(end.code, str) else (end.code, '')
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err + message
+
+    return run

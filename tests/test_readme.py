@@ -1,14 +1,14 @@
-"""What the README says is so."""
+"""The expression in the README is the layer. What else the documents say: test_documents.py."""
 
 import re
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from paths import REPO
 
 from bnet_mm import BNET
+from helpers import reference
+from helpers.paths import REPO
 
 README = (REPO / 'README.md').read_text()
 
@@ -28,17 +28,3 @@ def test_the_layer_equals_the_expression(k, dilation, training):
     exec(lines, names)
     torch.testing.assert_close(layer(x), names['y'], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(layer.norm.running_var, names['running_var'])
-
-
-def test_files_and_tools_it_names_exist():
-    named = set(re.findall(r'(?:bnet_mm|configs|tools|tests)/[\w/]+\.(?:py|sh)', README))
-    assert len(named) > 15
-    assert not [name for name in named if not (REPO / name).exists()]
-
-
-def test_options_of_the_tools_are_the_documented_ones():
-    for tool in ('train.py', 'test.py'):
-        (line,) = re.findall(rf'python tools/{tool} CONFIG.*', README)[:1]
-        source = (REPO / 'tools' / tool).read_text() + (REPO / 'bnet_mm' / 'launch.py').read_text()
-        for option in re.findall(r'--[\w-]+', line):
-            assert f"'{option}'" in source, option

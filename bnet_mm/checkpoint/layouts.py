@@ -28,6 +28,7 @@ from torch import Tensor, nn
 StateDict = MutableMapping[str, Tensor]
 
 STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+OPTIONAL = ('num_batches_tracked', '_extra_state')  # what a layer does without: a counter, the history of CBN
 # <block>.bnet3.<rest> and <block>.bnconv3.{weight,bias}, the two official spellings of our <block>.bn3.<...>
 OFFICIAL_LAYER = re.compile(r'(?P<block>(?:.*\.)?)bnet(?P<index>\d*)\.(?P<rest>.+)')
 OFFICIAL_OLD_TRANSFORM = re.compile(r'(?P<block>(?:.*\.)?)bnconv(?P<index>\d+)\.(?P<rest>weight|bias)')
@@ -62,25 +63,47 @@ def to_our_key(key: str) -> str:
     return f'{layer}.{tensor}' if official else key
 
 
-def move_key(state_dict: StateDict, key: str, new_key: str) -> None:
+def move_key(state_dict: StateDict, key: str, new_key: str, own: Tensor | None = None) -> None:
     """Rename a key.
+
+    Args:
+        own: What the module that is loaded has under the new name now. FSDP2 adds a module's own tensors for all keys
+            that a full state dict lacks; such an entry gives way.
 
     Raises:
         CheckpointError: If the new name is taken.
     """
-    if new_key in state_dict:
+    if new_key in state_dict and not (own is not None and _same_memory(state_dict[new_key], own)):
         raise CheckpointError(f'the checkpoint holds {new_key} twice: also as {key}')
-    state_dict[new_key] = state_dict.pop(key)
+    state_dict[new_key] = _sharded_as(own, state_dict.pop(key))
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    one, other = (getattr(tensor, '_local_tensor', tensor) for tensor in (one, other))  # of a DTensor
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0
+
+
+def _sharded_as(own: Tensor | None, value: Tensor) -> Tensor:
+    """``value`` on the devices of ``own``, if that is a sharded parameter and ``value`` is whole."""
+    if not hasattr(own, 'placements') or hasattr(value, 'placements'):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
 def missing_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> list[str]:
     """What a BNET ``layer`` called ``prefix`` (with the final dot) needs and would not find, in our layout or BN's."""
-    optional = ('num_batches_tracked', *(f'norm.{name}' for name in getattr(layer.norm, 'OPTIONAL_KEYS', ())))
-    names = [name for name in layer.state_dict() if not name.endswith(optional)]
-    as_norm = {name: name.removeprefix('norm.').removeprefix('bnconv.') for name in names}
-    return [
-        prefix + name for name in names if prefix + name not in state_dict and prefix + as_norm[name] not in state_dict
-    ]
+    needed = [name for name in layer.state_dict() if not name.endswith(OPTIONAL)]
+    return [prefix + name for name in needed if not any(prefix + key in state_dict for key in _spellings(name))]
+
+
+def _spellings(name: str) -> set[str]:
+    """The names, ours or the norm's own, under which a layer takes its tensor ``name``: norm.bn.running_mean also as
+    norm.running_mean, bn.running_mean and running_mean.
+    """
+    last = name.rpartition('.')[2]
+    return {name, name.removeprefix('norm.'), f'norm.{last}', last}
 
 
 def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> None:
@@ -89,18 +112,21 @@ def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> Non
     Raises:
         CheckpointError: If the kernel in the checkpoint does not fit the layer.
     """
+    own = layer.state_dict()
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix) :]
-        if '.' not in name and name not in ('weight', 'bias'):
-            move_key(state_dict, key, f'{prefix}norm.{name}')
+        if not name.startswith(('norm.', 'bnconv.')) and name not in ('weight', 'bias'):
+            move_key(state_dict, key, f'{prefix}norm.{name}', own.get(f'norm.{name}'))
     taps = prefix + 'bnconv.weight'
-    if taps not in state_dict and prefix + 'weight' in state_dict:
-        state_dict[taps] = _as_kernel(state_dict.pop(prefix + 'weight'), prefix)
-        if prefix + 'bias' in state_dict:
-            move_key(state_dict, prefix + 'bias', prefix + 'bnconv.bias')
-            state_dict[prefix + 'bnconv.bias'] = state_dict[prefix + 'bnconv.bias'].flatten()
     if taps in state_dict:
         state_dict[taps] = _enlarge_kernel(state_dict[taps], tuple(layer.bnconv.weight.shape), taps)
+    if prefix + 'weight' in state_dict:
+        kernel = _as_kernel(state_dict[prefix + 'weight'], prefix)
+        state_dict[prefix + 'weight'] = _enlarge_kernel(kernel, tuple(layer.bnconv.weight.shape), taps)
+        move_key(state_dict, prefix + 'weight', taps, own.get('bnconv.weight'))
+        if prefix + 'bias' in state_dict:
+            state_dict[prefix + 'bias'] = state_dict[prefix + 'bias'].flatten()
+            move_key(state_dict, prefix + 'bias', prefix + 'bnconv.bias', own.get('bnconv.bias'))
 
 
 def _as_kernel(gamma: Tensor, prefix: str) -> Tensor:

@@ -1,8 +1,11 @@
-"""Checks of constructor arguments that the norms share."""
+"""Questions about arguments and tensors that the layers share."""
 
 from __future__ import annotations
 
 from numbers import Integral
+
+from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 
 def check_positive_int(layer: str, name: str, value: object, odd: bool = False) -> None:
@@ -10,3 +13,8 @@ def check_positive_int(layer: str, name: str, value: object, odd: bool = False) 
     allowed = 'a positive odd integer' if odd else 'a positive integer'
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1 or (odd and value % 2 == 0):
         raise ValueError(f'{layer}: {name} must be {allowed}, got {value!r}')
+
+
+def is_lazy(parameter: Tensor | None) -> bool:
+    """Whether this is a parameter of one of torch's lazy modules, which has no shape before their first call."""
+    return isinstance(parameter, UninitializedTensorMixin)

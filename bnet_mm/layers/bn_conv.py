@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnet_mm.checkpoint.layouts import move_key
 from bnet_mm.layers.arguments import check_positive_int
 
 
@@ -14,7 +16,7 @@ class BNConv(nn.Module):
     Args:
         num_features: Number of channels C.
         k: Size of the depthwise kernel, odd. It has no bias, and starts as the host initialises convolutions.
-        eps, momentum: Of the batch norm.
+        eps, momentum, device, dtype: As in ``torch.nn.BatchNorm2d``.
 
     Shapes:
         input and output: (N, C, H, W).
@@ -27,17 +29,28 @@ class BNConv(nn.Module):
 
     _abbr_ = 'bn'
 
-    def __init__(self, num_features: int, k: int = 3, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        k: int = 3,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        options = dict(device=device, dtype=dtype)
         check_positive_int('BNConv', 'num_features', num_features)
         check_positive_int('BNConv', 'k', k, odd=True)
-        self.norm = nn.BatchNorm2d(num_features, eps, momentum)
-        self.conv = nn.Conv2d(num_features, num_features, k, padding=k // 2, groups=num_features, bias=False)
+        self.norm = nn.BatchNorm2d(num_features, eps, momentum, **options)
+        options.update(padding=k // 2, groups=num_features, bias=False)
+        self.conv = nn.Conv2d(num_features, num_features, k, **options)
 
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d, k: int = 3) -> BNConv:
         """A BNConv around ``norm`` itself."""
-        layer = cls(norm.num_features, k).to(norm.running_mean)
+        like = next((t for t in (norm.weight, *norm.buffers()) if t is not None), torch.empty(0))
+        layer = cls(norm.num_features, k, device=like.device, dtype=like.dtype)
         layer.norm = norm
         return layer.train(norm.training)
 
@@ -45,7 +58,7 @@ class BNConv(nn.Module):
         return self.conv(F.relu(self.norm(x)))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in self.norm.state_dict():
+        for name, own in self.norm.state_dict().items():
             if prefix + name in state_dict:
-                state_dict[f'{prefix}norm.{name}'] = state_dict.pop(prefix + name)
+                move_key(state_dict, prefix + name, f'{prefix}norm.{name}', own)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -27,9 +27,11 @@ from bnet_mm.layers.normalizers import (
     with_affine,
     without_affine,
 )
+from bnet_mm.layers.statistics import uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
 from bnet_mm.ops.bnet import fused_bnet
+from bnet_mm.ops.dispatch import convolution_dtype
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -43,7 +45,7 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
     if needs_several_values and shape[0] * shape[2] * shape[3] == 1:
         raise ValueError(
             f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
-            'use a larger batch or map, or eval()'
+            'use a larger batch or map, or eval() with running statistics'
         )
 
 
@@ -98,7 +100,7 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
         if not isinstance(x, torch.fx.Proxy):  # in which quantisation must find a convolution by the parameters alone
             if select_backend(x, self.k, self.dilation[0]) != 'reference':
                 zeros = bias.new_zeros(self.num_features)
-                return fused_bnet(x, zeros, zeros + 1, weight, bias)
+                return fused_bnet(x, zeros, zeros + 1, weight, bias).to(convolution_dtype(x))
             # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
             weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -199,7 +201,12 @@ class BNET(nn.Module):
         """
         if not self.is_affine():
             raise ValueError(f'BNET: a norm has no taps off the centre, this layer of {self.num_features} channels has')
-        return with_affine(self.norm, self.weight, self.bias)
+        values = dict(weight=self.bnconv.centre_tap(), bias=self.bnconv.bias)
+        affine = {
+            name: nn.Parameter(value.detach().clone(), requires_grad=getattr(self.bnconv, name).requires_grad)
+            for name, value in values.items()
+        }
+        return with_affine(self.norm, **affine)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Conversions of torch and mmengine put their SyncBatchNorm here; ours does the same, on CPUs too."""
@@ -213,16 +220,25 @@ class BNET(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """BN's gamma: a view (C,) of the centre taps. Host code that writes 0 or 1 to a norm's weight stays right."""
-        return self.bnconv.centre_tap()
+        """BN's gamma (C,): the centre taps, but no parameter.
+
+        Hosts that write 0 or 1 to a norm's weight write to the taps. Optimizers that collect every module's ``weight``
+        and ``bias`` find each parameter once, in ``bnconv``.
+        """
+        return self.bnconv.centre_tap().detach()
 
     @property
     def bias(self) -> Tensor:
-        """BN's beta (C,)."""
-        return self.bnconv.bias
+        """BN's beta (C,), likewise."""
+        return self.bnconv.bias.detach()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raise a ValueError: pruning and reparametrisation of this layer are those of its taps."""
+        raise ValueError(f'BNET: it has no parameter of its own to register as {name!r}; its taps are bnconv.weight')
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
+        needs_several_values = isinstance(self.norm, nn.BatchNorm2d) and uses_batch_statistics(self.norm)
+        check_input(x, self.num_features, needs_several_values)
         y = self._fused(x)
         return self.bnconv(self.norm(x)) if y is None else y
 
@@ -235,9 +251,10 @@ class BNET(nn.Module):
         found = statistics(self.norm, x)
         if found is None:
             return None
-        x, mean, var = found
+        maps, mean, var = found
         rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
-        return fused_bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        y = fused_bnet(maps, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        return y.to(convolution_dtype(x))
 
     def extra_repr(self) -> str:
         return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation[0])}'

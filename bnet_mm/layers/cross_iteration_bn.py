@@ -13,14 +13,20 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from bnet_mm.layers.arguments import check_positive_int
-from bnet_mm.layers.sync_batch_norm import update_running_statistics
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
+from bnet_mm.layers.arguments import check_positive_int, is_lazy
+from bnet_mm.layers.statistics import batch_norm, update_running_statistics
+from bnet_mm.ops.dispatch import is_exporting
 
-# One entry per past forward pass, newest first. Shapes (T, C) for the first two, (T, *weight.shape) for the others.
-# Tensors of the state dict, but no buffers: their length changes, and moving averages of models, DDP and the like
-# copy buffers between processes and models.
-HISTORY = ('past_mean', 'past_var', 'past_weight', 'past_mean_slope', 'past_var_slope')
+# What stands side by side of a past iteration: whether there was one (1), mean and variance (C), the weight and the
+# slopes of both in it (as many numbers as the weight has, each).
+PARTS = ('valid', 'mean', 'var', 'weight', 'mean_slope', 'var_slope')
+
+
+# The number of the backward pass that runs now, -1 outside of any; torch has no public question for it.
+backward_runs = getattr(torch._C, '_current_graph_task_id', lambda: -1)
 
 
 class CBN(nn.modules.batchnorm._BatchNorm):
@@ -39,8 +45,9 @@ class CBN(nn.modules.batchnorm._BatchNorm):
     The convolution is the one that the module that holds this layer registered before it (as in ``ConvModule``); for
     another one call :meth:`follow`. Each forward pass in training is one iteration: with gradient accumulation, passes
     with the same weights are combined without compensation, since none is needed. Changes of the convolution's bias are
-    not compensated. Processes keep their own history; a checkpoint holds that of the first. ``convert_sync_batchnorm``
-    (the runner's ``sync_bn``) makes a SyncBatchNorm of this layer, as of any batch norm; inside BNET it stays CBN.
+    not compensated. Processes keep their own history; a checkpoint holds that of the first, as the layer's extra state,
+    of a shape that never changes. ``convert_sync_batchnorm`` (the runner's ``sync_bn``) makes a SyncBatchNorm of this
+    layer, as of any batch norm; inside BNET it stays CBN.
 
     Args:
         num_features: Number of channels C.
@@ -54,8 +61,9 @@ class CBN(nn.modules.batchnorm._BatchNorm):
 
     Raises:
         ValueError: For arguments outside these.
-        RuntimeError: In training, if ``burnin`` is set and nobody tells the epoch, if there is no convolution, or under
-            activation checkpointing (``with_cp``), which would count each iteration twice.
+        RuntimeError: In training, if ``burnin`` is set and nobody tells the epoch; if there is no convolution, or its
+            weight is parametrized; under activation checkpointing (``with_cp``), which would count each iteration
+            twice; and in a trace or export, which would keep the history of that moment.
     """
 
     def __init__(
@@ -76,11 +84,13 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         if not isinstance(burnin, Real) or isinstance(burnin, bool) or not burnin >= 0:
             raise ValueError(f'CBN: burnin must be a number of epochs, 0 or more, got {burnin!r}')
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not affine:
+            add_stand_ins(self, num_features)
         self.buffer_num, self.burnin = buffer_num, burnin
         self._epoch: float | None = None
         self._convolution: tuple[nn.Module, ...] = ()  # in a tuple, so that it does not become a child
         self._chosen = False
-        self._history: dict[str, Tensor] = {}
+        self._history: Tensor | None = None  # (buffer_num, numbers of an iteration, see PARTS), newest first
 
     def follow(self, convolution: nn.Module) -> None:
         """Compensate for the changes of this layer's weight, which must be (num_features, ...).
@@ -100,12 +110,18 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         if not self._chosen and self._fits(convolution):
             self._convolution = (convolution,)
 
+    def follows(self, convolution: nn.Module) -> bool:
+        """Whether this layer compensates for the changes of this very module."""
+        return convolution in self._convolution
+
     def follow_same(self, other: CBN) -> None:
         """Follow the convolution of ``other``, of which this is a copy."""
         self._convolution, self._chosen = other._convolution, other._chosen
 
     def _fits(self, convolution: nn.Module) -> bool:
-        return len(convolution.weight) == self.num_features and not getattr(convolution, 'transposed', False)
+        if getattr(convolution, 'transposed', False):
+            return False
+        return is_lazy(convolution.weight) or len(convolution.weight) == self.num_features
 
     def set_epoch(self, epoch: float) -> None:
         """Tell how many epochs of training are done, for ``burnin``."""
@@ -116,25 +132,20 @@ class CBN(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f'CBN: input must be (N, C, ...), got shape {tuple(x.shape)}')
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (self.weight, self.bias) if self.affine else (None, None)
         if not self._uses_history(x):
-            return super().forward(x)
-        dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+            return batch_norm(self, x, weight, bias)
         count = x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(wide, dims, correction=0)
-        means, variances = self._join_past(mean, var)
-        valid = variances.detach() >= 0
+        var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
+        means, variances, valid = self._join_past(mean, var)
         number = valid.sum(0)
         joint_mean = means.where(valid, 0.0).sum(0) / number
         joint_var = (variances + (means - joint_mean).square()).where(valid, 0.0).sum(0) / number
         self._remember(mean, var, count)
         if self.track_running_stats:
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        scale = (joint_var + self.eps).rsqrt()
-        shift = -joint_mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+        return normalise(wide, joint_mean, joint_var, self.eps, weight, bias).to(x.dtype)
 
     def _uses_history(self, x: Tensor) -> bool:
         self._check_input_dim(x)
@@ -154,20 +165,30 @@ class CBN(nn.modules.batchnorm._BatchNorm):
                 'CBN: no convolution is known before this layer; put it into a module after its convolution (as '
                 'ConvModule and nn.Sequential do), or call follow(convolution)'
             )
-        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+        if is_parametrized(self._convolution[0], 'weight'):
+            raise RuntimeError(
+                f'CBN: the weight of the convolution before this layer, {self._convolution[0]}, is parametrized, and '
+                'its changes cannot be followed; use BN there, or remove_parametrizations'
+            )
+        if torch.jit.is_tracing() or is_exporting():
+            raise RuntimeError('CBN: no trace or export can keep the history of training; call eval() first')
+        if backward_runs() != -1:
             raise RuntimeError('CBN: activation checkpointing (with_cp) runs it twice in an iteration; switch it off')
         return True
 
-    def _join_past(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and variances of the present and of the compensated past iterations, (T + 1, C) each."""
-        if not self._history:
-            return mean[None], var[None]
-        past = {name: value[: self.buffer_num].to(mean) for name, value in self._history.items()}
-        change = (self._convolution[0].weight.detach() - past['past_weight']).flatten(2)
-        mean_change = (past['past_mean_slope'].flatten(2) * change).sum(2)
-        var_change = (past['past_var_slope'].flatten(2) * change).sum(2) - mean_change.square()
-        means = torch.cat([mean[None], past['past_mean'] + mean_change])
-        return means, torch.cat([var[None], past['past_var'] + var_change])
+    def _join_past(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and variances of the present and the compensated past iterations, and which count; (T + 1, C) each."""
+        if self._history is None:
+            return mean[None], var[None], torch.ones_like(mean, dtype=torch.bool)[None]
+        past = self._unpack(self._history[: self.buffer_num].to(mean))
+        change = self._convolution[0].weight.detach().to(mean).flatten() - past['weight']
+        change = change.unflatten(1, (len(mean), -1))
+        mean_change = (past['mean_slope'].view_as(change) * change).sum(2)
+        var_change = (past['var_slope'].view_as(change) * change).sum(2) - mean_change.square()
+        means = torch.cat([mean[None], past['mean'] + mean_change])
+        variances = torch.cat([var[None], past['var'] + var_change])
+        there = torch.cat([torch.ones_like(past['valid'][:1]), past['valid']]) > 0
+        return means, variances, there & (variances.detach() >= 0)
 
     def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Put the present iteration in front of the history and drop the oldest."""
@@ -187,23 +208,62 @@ class CBN(nn.modules.batchnorm._BatchNorm):
             slope, var_slope = slope / factor, var_slope / factor
         else:  # a frozen weight does not change
             slope = var_slope = torch.zeros_like(weight)
-        for name, value in zip(HISTORY, (mean, var, weight, slope, var_slope)):
-            value, past = value.detach()[None].to(mean.dtype), self._history.get(name)
-            kept = [] if past is None else [past[: self.buffer_num - 1].to(value)]
-            self._history[name] = torch.cat([value, *kept])
+        parts = (mean.new_ones(1), mean, var, weight, slope, var_slope)
+        newest = torch.cat([part.detach().flatten().to(mean.dtype) for part in parts])[None]
+        past = self._no_history(mean) if self._history is None else self._history.to(mean)
+        self._history = torch.cat([newest, past])[: self.buffer_num]
+
+    def _sizes(self) -> list[int]:
+        """How many numbers each of PARTS has; none where the weight is not known yet."""
+        if not self._convolution or is_lazy(self._convolution[0].weight):
+            return [0] * len(PARTS)
+        size = self._convolution[0].weight.numel()
+        return [1, self.num_features, self.num_features, size, size, size]
+
+    def _no_history(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self.buffer_num, sum(self._sizes()))
+
+    def _unpack(self, history: Tensor) -> dict[str, Tensor]:
+        return dict(zip(PARTS, history.split(self._sizes(), 1)))
 
     def _apply(self, fn, *args, **kwargs):
-        self._history = {name: fn(value) for name, value in self._history.items()}
+        self._history = None if self._history is None else fn(self._history)
         return super()._apply(fn, *args, **kwargs)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: value for name, value in self._history.items()})
+    def get_extra_state(self) -> Tensor:
+        """The history (buffer_num, numbers of an iteration); zeros before there is one."""
+        if self._history is not None:
+            return self._history
+        like = self.weight if self.running_mean is None else self.running_mean
+        return self._no_history(like.detach().to(torch.promote_types(like.dtype, torch.float32)))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a history; one of another length is cut or filled up.
+
+        Raises:
+            RuntimeError: If it belongs to a weight of another shape.
+        """
+        empty = self._no_history(state)
+        if state.is_meta or not state.any():  # also that of a layer which knew of no convolution
+            self._history = None
+        elif state.dim() != 2 or state.shape[1] != empty.shape[1]:
+            raise RuntimeError(
+                f'CBN: the history in the checkpoint is {tuple(state.shape)}, that of the convolution before this '
+                f'layer, {self._convolution[0] if self._convolution else None}, {tuple(empty.shape)}'
+            )
+        else:
+            self._history = torch.cat([state, empty])[: self.buffer_num].clone()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        history = {name: state_dict.pop(prefix + name) for name in HISTORY if prefix + name in state_dict}
-        if history or prefix + 'running_mean' in state_dict:  # a BN checkpoint has none, and starts a new one
-            self._history = {name: value.clone() for name, value in history.items()}
+        old = [state_dict.pop(f'{prefix}past_{name}', None) for name in PARTS[1:]]  # as version 0.1 wrote it
+        key = f'{prefix}_extra_state'
+        if all(part is not None for part in old):
+            valid = old[0].new_ones(len(old[0]), 1)
+            state_dict[key] = torch.cat([valid, *(part.flatten(1).to(valid.dtype) for part in old)], 1)
+        if prefix + 'running_mean' in state_dict:  # a BN checkpoint has no history, and starts a new one
+            state_dict.setdefault(key, torch.zeros(0, 0))
+        else:
+            state_dict.setdefault(key, self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

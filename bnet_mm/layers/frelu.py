@@ -15,6 +15,7 @@ class FReLU(nn.Module):
         num_features: Number of channels C. Hosts do not tell an activation its channels: with None it takes those of
             the convolution that the module that holds it registered before it, as in ``ConvModule``.
         kernel_size: Size of the depthwise kernel, odd.
+        device, dtype: Of its parameters; those of that convolution if num_features is None.
         inplace: Ignored; hosts pass it to every activation, and this one needs its input.
 
     Shapes:
@@ -25,7 +26,14 @@ class FReLU(nn.Module):
         RuntimeError: In forward, if the number of channels is not known.
     """
 
-    def __init__(self, num_features: int | None = None, kernel_size: int = 3, inplace: bool = False) -> None:
+    def __init__(
+        self,
+        num_features: int | None = None,
+        kernel_size: int = 3,
+        inplace: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_positive_int('FReLU', 'kernel_size', kernel_size, odd=True)
         self.kernel_size = kernel_size
@@ -33,7 +41,7 @@ class FReLU(nn.Module):
         self.bn: nn.BatchNorm2d | None = None
         if num_features is not None:
             check_positive_int('FReLU', 'num_features', num_features)
-            self._build(num_features)
+            self._build(num_features, device=device, dtype=dtype)
 
     def _build(self, num_features: int, **options) -> None:
         self.conv = nn.Conv2d(

@@ -10,8 +10,10 @@ torch tells us of every module that is put into another one, through its module 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from bnet_mm.checkpoint.layouts import CheckpointError, StateDict, missing_keys, move_key, to_our_key
+from bnet_mm.layers.arguments import is_lazy
 from bnet_mm.layers.bnet import BNET
 from bnet_mm.layers.cross_iteration_bn import CBN
 from bnet_mm.layers.frelu import FReLU
@@ -25,11 +27,22 @@ def prepare_holder(holder: nn.Module, name: str, layer: nn.Module | None) -> Non
     """
     if isinstance(layer, BNET) and not any(isinstance(child, BNET) for child in holder.children()):
         holder._register_load_state_dict_pre_hook(_before_loading, with_module=True)
-    follower = layer.norm if isinstance(layer, BNET) else layer
-    if isinstance(follower, (CBN, FReLU)) and not isinstance(holder, BNET):
+    follower = _follower(layer)
+    if follower and not isinstance(holder, BNET):
         convolution = convolution_before(holder, name)
         if convolution:
             follower.follow_registered(holder.get_submodule(convolution))
+    replaced = holder._modules.get(name)
+    if replaced is not None and layer is not replaced and is_convolution(layer):
+        for child in holder.children():  # heads whose levels share convolutions replace them after they are built
+            follower = _follower(child)
+            if isinstance(follower, CBN) and follower.follows(replaced):
+                follower.follow_registered(layer)
+
+
+def _follower(layer: nn.Module | None) -> CBN | FReLU | None:
+    inner = layer.norm if isinstance(layer, BNET) else layer
+    return inner if isinstance(inner, (CBN, FReLU)) else None
 
 
 def _before_loading(holder: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
@@ -59,7 +72,14 @@ def convolution_before(holder: nn.Module, name: str) -> str | None:
     for child_name, child in holder.named_children():
         if child_name == name:
             return conv
-        weight = getattr(child, 'weight', None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(child, (BNET, nn.Embedding)):
+        if is_convolution(child):
             conv = child_name
     return conv
+
+
+def is_convolution(module: nn.Module | None) -> bool:
+    """Whether this has a weight with a row for each of its output channels, as convolutions and linear layers do."""
+    weight = getattr(module, 'weight', None)
+    if not isinstance(weight, Tensor) or isinstance(module, (BNET, nn.Embedding)):
+        return False
+    return isinstance(module, (_ConvNd, nn.Linear)) if is_lazy(weight) else weight.dim() >= 2

@@ -5,61 +5,47 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnet_mm.layers.affine_free import AffineFreeGroupNorm, AffineFreeInstanceNorm2d, add_stand_ins
 from bnet_mm.layers.cross_iteration_bn import CBN
+from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.switchable_norm import SN2d, SyncSN
-from bnet_mm.layers.sync_batch_norm import SyncBatchNorm, update_running_statistics
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.ops.bnet import Map, fused_moments
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that only normalises, and survives hosts that write to the weight of every BatchNorm2d.
-
-    ``weight`` and ``bias`` read as fresh ones and zeros: filling or freezing them changes nothing, where the None of
-    ``affine=False`` would stop the host (PIDNet, CenterNet, Conformer, ``partial_bn``).
+    """BatchNorm2d that only normalises; ``weight`` and ``bias`` are stand-ins, see :func:`add_stand_ins`.
 
     Args and shapes: As BatchNorm2d, without ``affine``.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=False, **options)
+        add_stand_ins(self, num_features)
         # torch.fx traces through modules that are not torch's own, and would fix the training flag of this one.
         self.__module__ = nn.BatchNorm2d.__module__
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ('weight', 'bias') and name in self.__dict__.get('_parameters', ()):
-            kind = torch.empty(0) if self.running_mean is None else self.running_mean
-            return kind.new_full((self.num_features,), float(name == 'weight'))
-        return super().__getattr__(name)
-
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)
-        tracks, momentum = self.training and self.track_running_stats, self.momentum
-        if tracks:
-            self.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1 / float(self.num_batches_tracked) if tracks else 0.0
-        statistics = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
-        return F.batch_norm(x, *statistics, None, None, statistics[0] is None or self.training, momentum, self.eps)
+        return batch_norm(self, x, None, None)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`statistics`."""
-        if not self.training and self.running_mean is not None:
+        if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
-        x, mean, var = fused_moments(x, over_batch=True)
+        maps, mean, var = fused_moments(x, over_batch=True)
         if self.training and self.track_running_stats:
             count = x.numel() // x.shape[1]
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        return x, mean, var
+        return maps, mean, var
 
 
 NORMALIZERS = {
-    'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d, 'SN': SN2d,
-    'SyncSN': SyncSN, 'CBN': CBN,
+    'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': AffineFreeGroupNorm, 'IN': AffineFreeInstanceNorm2d,
+    'SN': SN2d, 'SyncSN': SyncSN, 'CBN': CBN,
 }  # fmt: skip
+OF_TORCH = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
 # The options of BNET itself that each kind takes; the others keep their own defaults.
 RUNNING = ('momentum', 'track_running_stats')
 TAKES = {'BN': RUNNING, 'SyncBN': RUNNING, 'CBN': RUNNING, 'SN': ('momentum',), 'SyncSN': ('momentum',)}
@@ -93,7 +79,7 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
         if name in cfg:
             raise ValueError(f'BNET: norm takes no {name}: BNET has the channels and, in its place, the affine')
     cfg['num_channels' if kind == 'GN' else 'num_features'] = num_features
-    if kind not in ('BN', 'SyncBN'):
+    if kind in ('SN', 'SyncSN', 'CBN'):
         cfg['affine'] = False
     try:
         return NORMALIZERS[kind](**cfg)
@@ -107,33 +93,33 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks) or 'forward' in module.__dict__
 
 
-def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
     """What a normaliser without affine would normalise x (N, C, H, W) with, for the kernels of :mod:`bnet_mm.ops`.
 
     Running statistics are updated as by a forward pass of ``norm``.
 
     Returns:
-        x, to be used from here on in place of the argument; mean and variance, (C,) or (N, C); None if ``norm`` has to
-        be run as a module: it has hooks or an affine, statistics that depend on more than x, or refuses single values.
+        The map for the kernels, mean and variance, (C,) or (N, C); None if ``norm`` has to be run as a module: it has
+        hooks or an affine, statistics that depend on more than x, or refuses single values.
     """
     if has_hooks(norm) or norm._parameters.get('weight') is not None:  # its own affine, put there by hand
         return None
     if isinstance(norm, nn.GroupNorm):
         single = x[0].numel() == norm.num_groups
         return None if single else _group_statistics(norm, x)
-    if type(norm) is nn.InstanceNorm2d:
+    if isinstance(norm, nn.InstanceNorm2d):
         single = x[0, 0].numel() == 1
         return None if single or norm.track_running_stats else fused_moments(x, over_batch=False)
     return norm.statistics(x) if hasattr(norm, 'statistics') else None
 
 
-def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x, mean, var = fused_moments(x, over_batch=False)
+def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+    maps, mean, var = fused_moments(x, over_batch=False)
     means, variances = mean.unflatten(1, (norm.num_groups, -1)), var.unflatten(1, (norm.num_groups, -1))
     group_mean = means.mean(2, keepdim=True)
     # Variance within the channels plus that of their means, not a difference of squares, which would cancel.
     group_var = (variances + (means - group_mean).square()).mean(2, keepdim=True)
-    return x, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
+    return maps, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
 
 
 def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
@@ -143,7 +129,7 @@ def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
 
 def can_be_normalizer(norm: nn.Module) -> bool:
     """Whether BNET can hold this norm: exactly one of these kinds. A subclass may do more than normalise."""
-    kinds = (nn.BatchNorm2d, *NORMALIZERS.values())
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *NORMALIZERS.values())
     return type(norm) in kinds or type(norm).__name__ == '_BatchNormXd' or is_foreign_sync_batch_norm(norm)
 
 
@@ -155,42 +141,47 @@ def without_affine(norm: nn.Module) -> nn.Module:
     """
     if not can_be_normalizer(norm):
         raise ValueError(
-            f'BNET: norm must be one of {", ".join(kind.__name__ for kind in NORMALIZERS.values())}, and not a '
+            f'BNET: norm must be one of {", ".join(kind.__name__ for kind in OF_TORCH)}, SN2d, SyncSN, CBN, and not a '
             f'subclass, which may do more, got {type(norm).__name__}'
         )
     if is_foreign_sync_batch_norm(norm):
         return SyncBatchNorm.from_host(norm)
-    if type(norm) is nn.BatchNorm2d or type(norm).__name__ == '_BatchNormXd':  # a reverted SyncBatchNorm
-        options = dict(track_running_stats=norm.track_running_stats)
-        return _take_over(AffineFreeBatchNorm2d(norm.num_features, norm.eps, norm.momentum, **options), norm)
-    twin = copy.deepcopy(norm)
-    twin.weight = twin.bias = None
-    twin.affine = False
-    if isinstance(norm, CBN):
-        twin.follow_same(norm)
-    return twin
+    if isinstance(norm, (SN2d, CBN)):
+        twin = copy.deepcopy(norm)
+        twin.affine = False
+        add_stand_ins(twin, norm.num_features)
+        if isinstance(norm, CBN):
+            twin.follow_same(norm)
+        return twin
+    if isinstance(norm, nn.GroupNorm):
+        return AffineFreeGroupNorm(norm.num_groups, norm.num_channels, norm.eps).train(norm.training)
+    kind = AffineFreeInstanceNorm2d if isinstance(norm, nn.InstanceNorm2d) else AffineFreeBatchNorm2d
+    options = dict(track_running_stats=norm.track_running_stats)
+    return take_statistics(kind(norm.num_features, norm.eps, norm.momentum, **options), norm)
 
 
-def with_affine(normalizer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
-    """A copy of ``normalizer`` with this weight (C,) and bias (C,); our batch norms become torch's."""
-    torchs = {AffineFreeBatchNorm2d: nn.BatchNorm2d, SyncBatchNorm: nn.SyncBatchNorm}.get(type(normalizer))
-    if torchs:
-        options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats)
-        twin = _take_over(torchs(normalizer.num_features, *options), normalizer)
-        if isinstance(normalizer, SyncBatchNorm):
-            twin.process_group = normalizer.process_group
-    else:
-        twin = copy.deepcopy(normalizer)
-        twin.affine = True
+def with_affine(normalizer: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
+    """The norm that normalises as ``normalizer``, with this weight (C,) and bias (C,); torch's where there is one."""
+    norm = _without_stand_ins(normalizer)
     if isinstance(normalizer, CBN):
-        twin.follow_same(normalizer)
-    twin.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-    twin.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-    return twin
+        norm.follow_same(normalizer)
+    norm.weight, norm.bias = weight, bias
+    return norm
 
 
-def _take_over(norm: nn.Module, other: nn.Module) -> nn.Module:
-    """Give ``norm`` copies of the running statistics of ``other``, on their device, and its mode."""
-    for name, value in other.named_buffers():
-        setattr(norm, name, value.clone())
-    return norm.train(other.training)
+def _without_stand_ins(normalizer: nn.Module) -> nn.Module:
+    if isinstance(normalizer, (SN2d, CBN)):
+        norm = copy.deepcopy(normalizer)
+        norm.affine = True
+        return norm
+    if isinstance(normalizer, nn.GroupNorm):
+        return nn.GroupNorm(normalizer.num_groups, normalizer.num_channels, normalizer.eps).train(normalizer.training)
+    if isinstance(normalizer, nn.InstanceNorm2d):
+        kind = nn.InstanceNorm2d
+    else:
+        kind = nn.SyncBatchNorm if isinstance(normalizer, SyncBatchNorm) else nn.BatchNorm2d
+    options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats)
+    norm = take_statistics(kind(normalizer.num_features, *options), normalizer)
+    if isinstance(normalizer, SyncBatchNorm):
+        norm.process_group = normalizer.process_group
+    return norm

@@ -10,20 +10,43 @@ instead of NaN; and the gradients of SyncSN are right.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from numbers import Real
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bnet_mm.checkpoint.layouts import STATISTICS, move_key
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
 from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.statistics import update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.ops.bnet import Map, fused_moments, moments
+
+
+def exact(x: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return x if x.device.type == 'mps' else x.double()
+
+
+class RunningStatistics(nn.modules.batchnorm._BatchNorm):
+    """The running statistics of a switchable norm, held as a batch norm holds them, so that whatever freezes, resets or
+    recomputes those of batch norms (``norm_eval``, ``update_bn``, PreciseBN) does so here. Never called itself.
+    """
+
+    def __init__(self, num_features: int, eps: float, momentum: float, device=None, dtype=None) -> None:
+        super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
+        add_stand_ins(self, num_features)
 
 
 class _SwitchableNorm(nn.Module):
     """What all dimensions share; ``input_dim`` is the number of dimensions of the input.
+
+    Batch statistics are those of the batch where ``self.bn`` is in training mode, and running ones where it is not.
+    ``convert_sync_batchnorm`` leaves them as they are; :class:`SyncSN` is the synchronised form.
 
     Args:
         num_features: Number of channels C.
@@ -37,8 +60,9 @@ class _SwitchableNorm(nn.Module):
     Raises:
         ValueError: For an argument outside these; in forward for an input of another shape.
 
-    State dict: ``weight``, ``bias``, ``running_mean``, ``running_var`` (C,), ``mean_weight``, ``var_weight`` (3,), or
-    (2,) without batch statistics. The official shapes, (1, C, 1, 1) and (1, C, 1), load too.
+    State dict: ``weight``, ``bias``, ``bn.running_mean``, ``bn.running_var`` (C,), ``mean_weight`` and ``var_weight``
+    (3,), or (2,) without batch statistics. The official names (without ``bn.``) and shapes, (1, C, 1, 1) and (1, C, 1),
+    load too.
     """
 
     _abbr_ = 'sn'
@@ -70,43 +94,51 @@ class _SwitchableNorm(nn.Module):
                 'share that is kept: its 0.9 is 0.1 here',
                 stacklevel=2,
             )
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.num_features, self.eps, self.affine = num_features, eps, affine
         self.using_moving_average, self.using_bn, self.last_gamma = using_moving_average, using_bn, last_gamma
         options = dict(device=device, dtype=dtype)
-        for parameter in ('weight', 'bias'):
-            value = nn.Parameter(torch.empty(num_features, **options)) if affine else None
-            self.register_parameter(parameter, value)
+        self.bn = RunningStatistics(num_features, eps, momentum, **options) if using_bn else None
         self.mean_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
         self.var_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
-        if using_bn:
-            self.register_buffer('running_mean', torch.zeros(num_features, **options))
-            self.register_buffer('running_var', torch.ones(num_features, **options))
-            self.register_buffer('num_batches_tracked', torch.tensor(0, device=device))
+        if affine:
+            self.weight = nn.Parameter(torch.empty(num_features, **options))
+            self.bias = nn.Parameter(torch.empty(num_features, **options))
+        else:
+            add_stand_ins(self, num_features)
         self.reset_parameters()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Conversions of torch and mmengine put their SyncBatchNorm here."""
+        super().add_module(name, self.bn if name == 'bn' and hasattr(self, 'bn') else module)
 
     @property
     def kinds(self) -> list[str]:
         """The norms that are mixed, in the order of ``mean_weight`` and ``var_weight``."""
         return ['IN', 'LN', 'BN'] if self.using_bn else ['IN', 'LN']
 
+    def reset_running_stats(self) -> None:
+        """Running mean 0, variance 1, no batches counted, as BatchNorm."""
+        if self.bn is not None:
+            self.bn.reset_running_stats()
+
     def reset_parameters(self) -> None:
-        """Equal mixture; weight 1, or 0 with ``last_gamma``; bias 0."""
+        """Equal mixture; weight 1, or 0 with ``last_gamma``; bias 0; running statistics as new."""
+        self.reset_running_stats()
         nn.init.ones_(self.mean_weight)
         nn.init.ones_(self.var_weight)
-        if self.weight is not None:
+        if self.affine:
             nn.init.constant_(self.weight, 0 if self.last_gamma else 1)
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        maps, mean, var = self._measure(x)
+        return normalise(maps, mean, var, self.eps, *((self.weight, self.bias) if self.affine else ())).to(x.dtype)
+
+    def _measure(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
+        """x in float32 at least, for :func:`normalise`, and the mixed mean and variance (N, C)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, var = self._mix(*self._statistics(wide))
-        scale = (var + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.weight is not None:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        shape = [*scale.shape] + [1] * (x.dim() - 2)
-        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+        return wide, *self._mix(*self._statistics(wide))
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != self.input_dim or x.shape[1] != self.num_features:
@@ -117,66 +149,83 @@ class _SwitchableNorm(nn.Module):
 
     def _mix(self, means: list[Tensor], variances: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Their mixtures, (N, C)."""
-        # float32 mixing weights also where the layer itself was cast to half precision
-        mean_weight = self.mean_weight.to(means[0].dtype).softmax(0)
-        var_weight = self.var_weight.to(means[0].dtype).softmax(0)
-        mean = sum(weight * value for weight, value in zip(mean_weight, means))
-        return mean, sum(weight * value for weight, value in zip(var_weight, variances))
+        mixed = []
+        for weight, values in ((self.mean_weight, means), (self.var_weight, variances)):
+            share = weight.to(values[0].dtype).softmax(0)
+            value = sum(share[i] * value for i, value in enumerate(values))
+            mixed.append(value.expand(-1, self.num_features))  # LN alone has one for all channels
+        return tuple(mixed)
 
     def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and variances of each kind, of shapes that broadcast to (N, C)."""
         var_in, mean_in = torch.var_mean(x.flatten(2), 2, correction=0)
-        return self._statistics_from(mean_in, var_in, x[0, 0].numel() if x.numel() else 1)
+        return self._statistics_from(mean_in, var_in, math.prod(x.shape[2:]))
 
     def _statistics_from(self, mean_in: Tensor, var_in: Tensor, pixels: int) -> tuple[list[Tensor], list[Tensor]]:
         """The same from mean and biased variance (N, C) of the instances."""
-        var_in = var_in * (pixels / max(1, pixels - 1))
+        # In double precision: means of equal means must be equal to these, or a constant map would not become 0.
+        mean_in, var_in = exact(mean_in), exact(var_in) * (pixels / max(1, pixels - 1))
         # Variances within instances plus the variance of their means, not a difference of squares, which would cancel.
         mean_ln = mean_in.mean(1, keepdim=True)
         var_ln = (var_in + (mean_in - mean_ln).square()).mean(1, keepdim=True)
-        if not self.using_bn:
+        if self.bn is None:
             return [mean_in, mean_ln], [var_in, var_ln]
-        if not self.training:
-            return [mean_in, mean_ln, self.running_mean[None]], [var_in, var_ln, self.running_var[None]]
-        count = self._sum(mean_in.new_full((1, 1), len(mean_in)))
-        mean_bn = self._sum(mean_in.sum(0, keepdim=True)) / count
-        var_bn = self._sum((var_in + (mean_in - mean_bn).square()).sum(0, keepdim=True)) / count
-        self._track(mean_bn.detach()[0], var_bn.detach()[0])
+        if not uses_batch_statistics(self.bn):
+            mean_bn, var_bn = self._running()
+            return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
+        mean_bn = self._batch_mean(mean_in)
+        var_bn = self._batch_mean(var_in + (mean_in - mean_bn).square())
+        if self.bn.training and not self._is_empty(mean_in):
+            self._track(mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
 
-    def _sum(self, x: Tensor) -> Tensor:
-        """The sum over whatever shares batch statistics with this process."""
-        return x
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance, (1, C); copies, for the backward pass may come after a training pass."""
+        return self.bn.running_mean.clone()[None], self.bn.running_var.clone()[None]
 
+    def _is_empty(self, x: Tensor) -> bool:
+        """Whether the batch of x (N, C) has nothing to track."""
+        return x.shape[0] == 0
+
+    def _batch_mean(self, x: Tensor) -> Tensor:
+        """The mean (1, C) of x (N, C) over whatever shares batch statistics with this process."""
+        return x.mean(0, keepdim=True)
+
+    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        counts = mean.isfinite().all()  # an empty batch has none; a tensor, so that nobody waits for a GPU
-        self.num_batches_tracked.add_(counts)
-        if self.using_moving_average:
-            new_mean = self.running_mean.lerp(mean.to(self.running_mean.dtype), self.momentum)
-            new_var = self.running_var.lerp(var.to(self.running_var.dtype), self.momentum)
-        else:
-            share = 1 / self.num_batches_tracked.to(mean.dtype)
-            old_square = self.running_var + self.running_mean.square()
-            square = old_square + (var + mean.square() - old_square) * share
-            new_mean = self.running_mean + ((mean - self.running_mean) * share).to(self.running_mean.dtype)
-            new_var = square - new_mean.square()
-        self.running_mean.copy_(new_mean.where(counts, self.running_mean))
-        self.running_var.copy_(new_var.where(counts, self.running_var))
+        bn = self.bn
+        if self.using_moving_average or bn.momentum is None:
+            update_running_statistics(bn, mean, var)
+        elif None not in (bn.running_mean, bn.running_var, bn.num_batches_tracked):
+            bn.num_batches_tracked.add_(1)
+            share = 1 / bn.num_batches_tracked.to(mean.dtype)
+            square = bn.running_var + bn.running_mean.square()
+            square = square + (var + mean.square() - square) * share
+            bn.running_mean.copy_(bn.running_mean + (mean - bn.running_mean) * share)
+            bn.running_var.copy_(square - bn.running_mean.square())
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in ('weight', 'bias', 'running_mean', 'running_var'):
+        own = self.state_dict()
+        for name in ('weight', 'bias', *STATISTICS):
             value = state_dict.get(prefix + name)
-            if value is not None and value.numel() == self.num_features and value.dim() > 1:
+            if value is not None and value.dim() > 1 and value.numel() == self.num_features:
                 state_dict[prefix + name] = value.flatten()
-        if self.using_bn:  # the official files have no counter
-            state_dict.setdefault(prefix + 'num_batches_tracked', self.num_batches_tracked)
+            if value is not None and name in STATISTICS:
+                move_key(state_dict, prefix + name, f'{prefix}bn.{name}', own.get(f'bn.{name}'))
+        mean = state_dict.get(f'{prefix}bn.running_mean')
+        if self.bn is not None and mean is not None:  # the official files have no counter
+            counter = self.bn.num_batches_tracked
+            if counter is None or counter.is_meta:
+                counter = mean.new_zeros((), dtype=torch.long)
+            state_dict.setdefault(f'{prefix}bn.num_batches_tracked', counter)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        text = f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, mixes={"+".join(self.kinds)}'
+        momentum = '' if self.bn is None else f', momentum={self.bn.momentum}'
+        text = f'{self.num_features}, eps={self.eps}{momentum}, mixes={"+".join(self.kinds)}'
         options = dict(using_moving_average=False, last_gamma=True)
         text += ''.join(f', {name}={value}' for name, value in options.items() if getattr(self, name) == value)
-        return text if self.weight is not None else f'{text}, affine=False'
+        return text if self.affine else f'{text}, affine=False'
 
 
 class SN1d(_SwitchableNorm):
@@ -192,14 +241,17 @@ class SN1d(_SwitchableNorm):
         return ['LN', 'BN'] if self.using_bn else ['LN']
 
     def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        x = exact(x)
         var_ln, mean_ln = torch.var_mean(x, 1, keepdim=True)
-        if not self.using_bn:
+        if self.bn is None:
             return [mean_ln], [var_ln]
-        mean_bn, var_bn = self.running_mean[None], self.running_var[None]
-        if self.training:
-            if len(x) == 1:
-                raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
-            var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
+        if not uses_batch_statistics(self.bn):
+            mean_bn, var_bn = self._running()
+            return [mean_ln, mean_bn], [var_ln, var_bn]
+        if len(x) == 1:
+            raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
+        var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
+        if self.bn.training and len(x):
             self._track(mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_ln, mean_bn], [var_ln, var_bn]
 
@@ -209,12 +261,15 @@ class SN2d(_SwitchableNorm):
 
     input_dim = 4
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalizers.statistics`."""
         self._check_input(x)
         pixels = x.shape[2] * x.shape[3]
-        x, mean_in, var_in = fused_moments(x, over_batch=False)
-        return x, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+        maps, mean_in, var_in = moments(x, over_batch=False)
+        return maps, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+
+    def _measure(self, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+        return self.statistics(x, moments)
 
 
 class SN3d(_SwitchableNorm):
@@ -226,5 +281,12 @@ class SN3d(_SwitchableNorm):
 class SyncSN(SN2d):
     """SN2d whose batch statistics are those of the joined batch of all processes, of any sizes."""
 
-    def _sum(self, x: Tensor) -> Tensor:
-        return x if world_size(None) == 1 else SumOverProcesses.apply(x, dist.group.WORLD)
+    def _is_empty(self, x: Tensor) -> bool:
+        return world_size(None) == 1 and super()._is_empty(x)
+
+    def _batch_mean(self, x: Tensor) -> Tensor:
+        if world_size(None) == 1:
+            return super()._batch_mean(x)
+        total = torch.cat([x.sum(0), x.new_full((1,), len(x))])
+        total = SumOverProcesses.apply(total, dist.group.WORLD)
+        return (total[:-1] / total[-1])[None]

@@ -13,7 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnet_mm.ops.bnet import fused_moments, moments
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
+from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
+from bnet_mm.ops.bnet import Map, fused_moments, moments
+from bnet_mm.ops.schemas import wide_dtype
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -45,7 +48,7 @@ class _JoinStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None):
-        local = torch.cat([mean, var, mean.new_tensor([count])])
+        local = torch.cat([mean, var, mean.new_full((1,), count)])
         gathered = local.new_empty(world_size(group), local.numel())
         dist.all_gather(list(gathered), local, group=group)
         means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
@@ -95,6 +98,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     ) -> None:
         options = dict(affine=False, track_running_stats=track_running_stats, device=device, dtype=dtype)
         super().__init__(num_features, eps, momentum, **options)
+        add_stand_ins(self, num_features)
         self.process_group = process_group
 
     @classmethod
@@ -102,37 +106,34 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Take over the statistics and settings of torch's or mmcv's SyncBatchNorm; its affine is left out."""
         group = getattr(norm, 'process_group', getattr(norm, 'group', None))
         layer = cls(norm.num_features, norm.eps, norm.momentum, norm.track_running_stats, group)
-        for name in layer._buffers:
-            setattr(layer, name, getattr(norm, name))
-        return layer.train(norm.training)
+        return take_statistics(layer, norm)
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
             raise ValueError(f'SyncBatchNorm: input must be (N, C, ...), got shape {tuple(x.shape)}')
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (self.weight, self.bias) if self.affine else (None, None)
         if not self.training or world_size(self.process_group) == 1:
-            return super().forward(x)
+            return batch_norm(self, x, weight, bias)
         self._check_input_dim(x)
         maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
-        shape = (1, -1, 1, 1)
-        x_hat = (maps.to(mean.dtype) - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
-        return x_hat.view_as(x).to(x.dtype)
+        return normalise(maps, mean, var, self.eps, weight, bias).view_as(x)
 
-    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalizers.statistics`: of the joined batch in training mode."""
-        if not self.training and self.running_mean is not None:
+        if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
         count = x.numel() // x.shape[1]
         if count:
             x, mean, var = moments(x, over_batch=True)
         else:  # an empty batch takes part in the collectives and adds nothing
-            mean = var = x.to(torch.promote_types(x.dtype, torch.float32)).sum((0, 2, 3))
+            mean = var = x.to(wide_dtype(x.dtype)).sum((0, 2, 3))
         total = count
         if self.training and world_size(self.process_group) > 1:
             mean, var, total = _JoinStatistics.apply(mean, var, count, self.process_group)
         # Only a process with one value or none can be part of such a batch; the others need not wait for the count.
-        if self.training and count <= 1 and total <= 1:
+        if count <= 1 and total <= 1:
             raise ValueError(
                 f'SyncBatchNorm: input must have more than one value per channel over all processes in training mode, '
                 f'got {int(total)}'
@@ -150,19 +151,3 @@ class AffineSyncBatchNorm(SyncBatchNorm):
         layer = super().from_host(norm)
         layer.affine, layer.weight, layer.bias = norm.affine, norm.weight, norm.bias
         return layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        if not self.affine or not self.training or world_size(self.process_group) == 1:
-            return y  # batch norm has applied the affine
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape)).to(x.dtype)
-
-
-@torch.no_grad()
-def update_running_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """BatchNorm's rule: ``running = (1 - momentum) * running + momentum * new``; momentum None is the plain average."""
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,8 @@ def bnet_reference(
     dtype = wide_dtype(x.dtype)
     x_hat = (x.to(dtype) - mean.to(dtype).view(per_map)) * rstd.to(dtype).view(per_map)
     padding = dilation * (weight.shape[-1] // 2)
-    with torch.autocast(x.device.type, enabled=False):  # which would round what goes into a convolution
+    # Autocast would round what goes into a convolution.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         y = F.conv2d(x_hat, weight.to(dtype), bias.to(dtype), padding=padding, dilation=dilation, groups=x.shape[1])
     if residual is not None:
         y = y + residual
@@ -33,5 +36,5 @@ def bnet_reference(
 
 def moments_reference(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor]:
     """As :func:`bnet_mm.ops.moments`, without the first return value."""
-    var, mean = torch.var_mean(x.to(wide_dtype(x.dtype)), (0, 2, 3) if over_batch else (2, 3), correction=0)
-    return mean, var
+    x, dims = x.to(wide_dtype(x.dtype)), (0, 2, 3) if over_batch else (2, 3)
+    return x.mean(dims), x.var(dims, correction=0)  # var_mean's mean of an infinite map would be NaN

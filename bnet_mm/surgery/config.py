@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -57,7 +59,7 @@ def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False
     return model
 
 
-def config_text(cfg: Config, title: str, base: str, bnet: dict) -> str:
+def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, checkpoint: str | None = None) -> str:
     """A config that inherits from another and turns its model into the same with BNET.
 
     Args:
@@ -65,6 +67,9 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict) -> str:
         title: What the user calls it.
         base: Its path or name, as ``_base_`` takes it.
         bnet: Arguments of :func:`enhance`.
+        stem: Name of the new config, without folder and ``.py``. Its runs go to a folder of that name beside the other
+            config's ``work_dir``, if that is set: two models must not share one.
+        checkpoint: Name of a checkpoint beside the new config that it starts from.
 
     Raises:
         ValueError: If it has no model, or BNET in it already, or is a new-style config (``with read_base()``).
@@ -78,19 +83,57 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict) -> str:
         )
     if not isinstance(model.get('type'), str):
         raise ValueError(f'config {title} has no model with a type')
-    if model['type'] == 'WithBNET':
-        raise ValueError(f'config {title} has BNET already (model.type is WithBNET); change model.bnet instead')
+    if place := _bnet_in(model, 'model'):
+        raise ValueError(
+            f'config {title} has BNET already, at {place}; change it there, for instance with --cfg-options {place}=7'
+        )
     imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
     names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
     imports['imports'] = [*names, *(['bnet_mm'] if 'bnet_mm' not in names else [])]
     if bnet['dilation'] == 1:
         bnet = dict(k=bnet['k'], where=bnet['where'])
-    return (
-        f'# {title} with BNET-{bnet["k"]} at {bnet["where"]!r}.\n'
-        f'_base_ = {base!r}\n'
-        f'custom_imports = {_call(imports)}\n'
-        f'model = {_call(dict(type="WithBNET", base=model["type"], bnet=bnet))}\n'
-    )
+    lines = [
+        f'# {title} with BNET-{bnet["k"]} at {bnet["where"]!r}.',
+        f'_base_ = {base!r}',
+        f'custom_imports = {_call(imports)}',
+        f'model = {_call(dict(type="WithBNET", base=model["type"], bnet=bnet))}',
+    ]
+    if cfg.get('work_dir'):
+        lines.append(f'work_dir = {os.path.join(os.path.dirname(cfg.work_dir.rstrip("/")), stem)!r}')
+    if checkpoint:
+        lines.append(f"load_from = '{{{{ fileDirname }}}}/{checkpoint}'")
+    return '\n'.join(lines) + '\n'
+
+
+def inherited_names(cfg: Config, path: str = '') -> dict[str, Any]:
+    """What names a run in a config, beside ``work_dir``: where it starts from, and what its visualizers call it."""
+    found = {key: cfg[key] for key in ('load_from', 'resume') if cfg.get(key)}
+    for place, node in _dicts(cfg.get('visualizer') or {}, 'visualizer'):
+        names = ('save_dir', 'name', 'project', 'experiment_name', 'exp_name', 'run_name', 'group', 'id')
+        # The visualizer itself has a name, which nothing outside of the process sees.
+        found |= {f'{place}.{key}': node[key] for key in names if node.get(key) and place != 'visualizer'}
+        if place == 'visualizer' and node.get('save_dir'):
+            found['visualizer.save_dir'] = node['save_dir']
+    return found
+
+
+def _dicts(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+    """Every dict in a config, with the place where ``--cfg-options`` finds it."""
+    if isinstance(node, dict):
+        yield place, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, child in children:
+        yield from _dicts(child, f'{place}.{key}')
+
+
+def _bnet_in(model: dict, place: str) -> str:
+    """Where k of a BNET stands in the config of a model; empty if there is none."""
+    for where, node in _dicts(model, place):
+        if node.get('type') == 'WithBNET' and node.get('bnet') is not None:
+            return f'{where}.bnet.k'
+        if node.get('type') == 'BNET':
+            return f'{where}.k'
+    return ''
 
 
 def _call(options: dict) -> str:

@@ -13,7 +13,8 @@ from typing import Union
 
 from torch import nn
 
-from bnet_mm.layers import BNET, BNConv, FReLU
+from bnet_mm.layers import BNET, BNConv, FReLU, SN1d, SN2d, SN3d
+from bnet_mm.layers.arguments import is_lazy
 from bnet_mm.layers.holders import convolution_before
 from bnet_mm.layers.normalizers import can_be_normalizer
 from bnet_mm.messages import first_of
@@ -21,6 +22,8 @@ from bnet_mm.surgery.modules import is_changed, is_norm, replace_modules
 from bnet_mm.surgery.positions import POSITIONS, norm_names
 from bnet_mm.surgery.report import Report
 
+# Layers whose norms are their own.
+OURS = (BNET, BNConv, FReLU, SN1d, SN2d, SN3d)
 Where = Union[str, re.Pattern, Callable[[str, nn.Module], bool]]
 
 
@@ -151,7 +154,7 @@ def _change_norms(
 def _norms(model: nn.Module) -> dict[str, nn.Module]:
     """All norms by every name they have; those inside our own layers are the layers' own."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    inside = tuple(f'{name}.' for name, module in modules.items() if isinstance(module, (BNET, BNConv, FReLU)))
+    inside = tuple(f'{name}.' for name, module in modules.items() if isinstance(module, OURS))
     return {
         name: module
         for name, module in modules.items()
@@ -196,7 +199,8 @@ def _why_not_bnet(model: nn.Module, name: str, norm: nn.Module) -> str:
         return 'it has hooks or a parametrization, which would be lost'
     holder, _, attribute = name.rpartition('.')
     before = convolution_before(model.get_submodule(holder), attribute)
-    if before and model.get_submodule(f'{holder}.{before}' if holder else before).weight.dim() in (3, 5):
+    conv = model.get_submodule(f'{holder}.{before}' if holder else before) if before else None
+    if conv is not None and not isinstance(conv, nn.Conv2d) and (is_lazy(conv.weight) or conv.weight.dim() in (3, 5)):
         return f'{type(norm).__name__} after a convolution that is not 2-D'
     return ''
 

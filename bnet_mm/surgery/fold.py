@@ -80,7 +80,7 @@ def _fold(model: nn.Module, conv2d: bool) -> Report:
     names = {module: name for name, module in model.named_modules()}
     shared = _shared(model)
     norms = [m for m in names if isinstance(m, BNET) or is_norm(m)]
-    inside = {m for norm in norms if isinstance(norm, BNET) for m in norm.modules() if m is not norm}
+    inside = {m for norm in norms for m in norm.modules() if m is not norm}
     reasons = {
         norm: _why_not_foldable(norm) or 'no convolution directly before it' for norm in norms if norm not in inside
     }
@@ -301,7 +301,7 @@ def _fold_into(pair: Pair) -> None:
     with torch.no_grad():
         scale = (normalizer.running_var.double() + normalizer.eps).rsqrt()
         shift = -normalizer.running_mean.double() * scale
-        if not _keeps_transform(norm):
+        if not _keeps_transform(norm) and getattr(norm, 'affine', True):
             if norm.weight is not None:
                 scale, shift = scale * norm.weight.double(), shift * norm.weight.double()
             if norm.bias is not None:

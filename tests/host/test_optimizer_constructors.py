@@ -9,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from bnet_mm import BNET, BNConv, FReLU, SN2d
+from bnet_mm import BNET, BNConv, FReLU
 
 RECOGNISERS = [
     'tsm/tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb.py',
@@ -80,14 +80,6 @@ def test_tsms_constructor_and_our_other_layers():
     assert set(found) == {name for name, _ in model.named_parameters()}
     assert found['1.bnconv.weight'] == (1.0, 0.1) and found['1.bnconv.bias'] == (2.0, 0)
     assert found['9.weight'] == (5.0, 0.1) and found['9.bias'] == (10.0, 0)
-
-
-def test_tsms_constructor_knows_no_switchable_norm():
-    imported('mmaction')
-    cfg = dict(constructor='TSMOptimWrapperConstructor', optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1))
-    cfg['paramwise_cfg'] = dict(fc_lr5=True)
-    with pytest.raises(ValueError, match='New atomic module type: .*SN2d'):
-        settings(nn.Sequential(nn.Conv2d(3, 4, 1), SN2d(4), nn.Linear(4, 2)), cfg, 'mmaction')
 
 
 class WithBackbone(nn.Module):

@@ -31,6 +31,8 @@ from bnet_mm.ops.dispatch import VARIABLE
 from bnet_mm.surgery import enhance, fold
 from bnet_mm.surgery.enhance import insert_bn_conv
 
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / 'bnet_mm' / 'ops' / 'README.md'
 GN = dict(type='GN', num_groups=32)
 # name -> (norm_cfg of the whole stage, kernel size of BNET at C or None)
 NORMS = {
@@ -59,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', choices=[*BENCHMARKS, 'readme'], help='; '.join(
         f'{name}: {function.__doc__.splitlines()[0]}' for name, function in BENCHMARKS.items()
-    ) + '; readme: write the tables of README.md from the CSV files')  # fmt: skip
+    ) + '; readme: write the tables of bnet_mm/ops/README.md from the CSV files')  # fmt: skip
     parser.add_argument('--out', default='tools/dev/benchmark_results', help='folder of the CSV files')
     parser.add_argument('--runs', type=int, default=15, help='repetitions of each candidate (15)')
     parser.add_argument('--check', action='store_true', help='readme: change nothing, fail if a table is stale')
@@ -221,7 +223,7 @@ def benchmark_detector(runs: int) -> Rows:
     torch.manual_seed(0)
     detectors = {}
     for k in (None, *KERNEL_SIZES):
-        path = Path(__file__).parent.parent / 'configs' / f'faster_rcnn_r50_{f"bnet{k}" if k else "bn"}_1x.py'
+        path = ROOT / 'configs' / f'faster_rcnn_r50_{f"bnet{k}" if k else "bn"}_1x.py'
         cfg = Config.fromfile(path)
         cfg.model.backbone.init_cfg = None
         detectors[k] = build_model(cfg).to(device()).eval()
@@ -376,10 +378,11 @@ def write_readme(out: Path, check: bool) -> None:
     """Write every table between ``<!-- speed: WHAT -->`` and ``<!-- /speed -->`` anew.
 
     Raises:
-        UserError: With ``check``, if a table is stale.
+        UserError: If the page lacks a table; with ``check``, if a table is stale.
     """
-    readme = Path(__file__).parent.parent / 'README.md'
-    text = readme.read_text()
+    text = README.read_text()
+    if missing := set(BENCHMARKS) - set(re.findall(r'<!-- speed: (\w+) -->', text)):
+        raise UserError(f'bnet_mm/ops/README.md has no place for the table of {", ".join(sorted(missing))}')
 
     def table(match: re.Match) -> str:
         lines = (norm_table if match[1] == 'norms' else kernel_table)(latest(out / f'{match[1]}.csv'))
@@ -389,8 +392,10 @@ def write_readme(out: Path, check: bool) -> None:
     if new == text:
         return
     if check:
-        raise UserError('README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme')
-    readme.write_text(new)
+        raise UserError(
+            'bnet_mm/ops/README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme'
+        )
+    README.write_text(new)
 
 
 BENCHMARKS = {

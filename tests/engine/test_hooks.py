@@ -1,0 +1,114 @@
+"""CBNBurnIn and FreezeTransform."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from bnet_mm import BNET, CBN
+from bnet_mm.engine.hooks import FreezeTransform
+
+
+def test_burn_in_hook_counts_epochs():
+    """burnin epochs are burnin * len(train_dataloader) iterations, in loops that count either."""
+
+    class Runner:
+        train_dataloader = range(5)
+        model = nn.ModuleList([CBN(3, burnin=2), nn.Conv2d(1, 1, 1)])
+
+    hook = HOOKS.build(dict(type='CBNBurnIn'))
+    runner = Runner()
+    hook.before_train(runner)
+    active = []
+    cbn = Runner.model[0]
+    cbn._convolution = (Runner.model[1],)
+    for iteration in range(12):
+        runner.iter = iteration
+        hook.before_train_iter(runner, batch_idx=iteration % 5)
+        active.append(cbn._uses_history(torch.ones(2, 3, requires_grad=True)))
+    assert active == [False] * 10 + [True] * 2
+
+
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = BNET(4, k=3)
+        self.head = nn.Conv2d(4, 1, 3)
+
+    def forward(self, x, mode='loss'):
+        return dict(loss=self.head(self.bn(self.conv(x))).square().mean())
+
+
+def run(work_dir, epochs, **options):
+    data = [dict(x=image) for image in torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    states = []
+
+    class Record(FreezeTransform):
+        def after_train_epoch(self, runner):
+            model = getattr(runner.model, 'module', runner.model)
+            states.append({key: value.clone() for key, value in model.state_dict().items()})
+
+    runner = Runner(
+        Toy(),
+        str(work_dir),
+        train_dataloader=dict(
+            batch_size=2,
+            dataset=data,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-2)),
+        custom_hooks=[Record(epoch=1)],
+        default_hooks=dict(logger=None, runtime_info=None),
+        experiment_name=f'freeze{work_dir.name}{epochs}{len(options)}',
+        **options,
+    )
+    runner.train()
+    return states
+
+
+def moved(old, new, part):
+    return {not torch.equal(value, new[key]) for key, value in old.items() if key.startswith(part)}
+
+
+def test_freeze_transform(tmp_path):
+    states = run(tmp_path, 5)
+    for epoch in range(1, 5):  # epochs 0 and 1 train the transform
+        before, after = states[epoch - 1], states[epoch]
+        assert moved(before, after, 'bn.bnconv') == {epoch <= 1}
+        assert moved(before, after, 'bn.norm') == moved(before, after, 'head') == {True}
+    resumed = run(tmp_path, 7, load_from=str(tmp_path / 'epoch_5.pth'), resume=True)
+    assert len(resumed) == 2 and moved(states[-1], resumed[-1], 'bn.bnconv') == {False}
+    assert moved(states[-1], resumed[-1], 'conv') == {True}
+
+
+def test_freeze_transform_in_distributed_training(tmp_path, monkeypatch):
+    for name in ('LOCAL_RANK', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine reads the first, sets the others
+        monkeypatch.setenv(name, '0' if name == 'LOCAL_RANK' else '1')
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    try:
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+        wrapped = dict(cfg=dict(model_wrapper_cfg=dict(wrapper, find_unused_parameters=True)))
+        states = run(tmp_path, 3, launcher='pytorch', **wrapped)
+        assert moved(states[1], states[2], 'bn.bnconv') == {False} and moved(states[0], states[1], 'bn.bnconv') == {
+            True
+        }
+        wrapped['cfg']['model_wrapper_cfg']['find_unused_parameters'] = False
+        with pytest.raises(ValueError, match='find_unused_parameters = True'):
+            run(tmp_path, 3, launcher='pytorch', **wrapped)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_freeze_transform_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match='epoch must be a positive integer, got 0'):
+        FreezeTransform(epoch=0)
+    runner = type('Runner', (), dict(model=nn.Conv2d(3, 3, 1)))
+    with pytest.raises(ValueError, match='no BNET'):
+        FreezeTransform(epoch=1).before_train(runner)
