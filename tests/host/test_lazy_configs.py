@@ -117,7 +117,7 @@ def test_our_tools_read_them(lazy_config, tmp_path, scope):
 def test_the_converter_says_what_to_write_instead(lazy_config, tmp_path):
     path = lazy_config('mmdet', 'depth=18')
     with pytest.raises(ValueError, match='^child.py is a new-style config') as caught:
-        config_text(Config.fromfile(path), 'child.py', './child.py', dict(k=3, where='C', dilation=1))
+        config_text(Config.fromfile(path), 'child.py', './child.py', dict(k=3, where='C', dilation=1), 'new')
     _, read_base, _, imports, _, change, _ = str(caught.value).split('`')
     lines = ['from mmengine.config import read_base', f'{read_base}:', '    from .base import *', imports, change]
     (tmp_path / 'written.py').write_text('\n'.join(lines))
