@@ -49,7 +49,7 @@ model = dict(
     cls_head=dict(type=TSNHead, num_classes=3, in_channels=512))
 ''',
 }  # fmt: skip
-CHILD = '''
+CHILD = """
 from mmengine.config import read_base
 with read_base():
     from .base import *
@@ -61,7 +61,7 @@ default_scope = {scope!r}
 model.update(dict(backbone=dict({change})))
 custom_hooks = [dict(type=FreezeTransform, epoch=1)]
 optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.1))
-'''
+"""
 CHANGES = {
     'norm_cfg': ('norm_cfg=dict(type=BNET, k=5)', 20),
     'WithBNET': ("type=WithBNET, base=model['backbone']['type'], bnet=dict(k=5, where='C')", 8),
@@ -117,7 +117,7 @@ def test_our_tools_read_them(lazy_config, tmp_path, scope):
 def test_the_converter_says_what_to_write_instead(lazy_config, tmp_path):
     path = lazy_config('mmdet', 'depth=18')
     with pytest.raises(ValueError, match='^child.py is a new-style config') as caught:
-        config_text(Config.fromfile(path), 'child.py', './child.py', dict(k=3, where='C', dilation=1))
+        config_text(Config.fromfile(path), 'child.py', './child.py', dict(k=3, where='C', dilation=1), 'new')
     _, read_base, _, imports, _, change, _ = str(caught.value).split('`')
     lines = ['from mmengine.config import read_base', f'{read_base}:', '    from .base import *', imports, change]
     (tmp_path / 'written.py').write_text('\n'.join(lines))
