@@ -49,6 +49,8 @@ def add_stand_ins(norm: nn.Module, num_features: int) -> None:
     for name, value in (('weight', 1.0), ('bias', 0.0)):
         norm._parameters.pop(name, None)
         norm.register_buffer(name, like.new_full((num_features,), value), persistent=False)
+    # As torch's own: torch.fx would trace into others, and fix their training flag.
+    norm.__module__ = nn.BatchNorm2d.__module__
 
 
 class AffineFreeGroupNorm(nn.GroupNorm):
@@ -57,7 +59,6 @@ class AffineFreeGroupNorm(nn.GroupNorm):
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__(num_groups, num_channels, eps, affine=False)
         add_stand_ins(self, num_channels)
-        self.__module__ = nn.GroupNorm.__module__  # as torch's own: torch.fx does not trace into it
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, None, None, self.eps)
@@ -69,7 +70,6 @@ class AffineFreeInstanceNorm2d(nn.InstanceNorm2d):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=False, **options)
         add_stand_ins(self, num_features)
-        self.__module__ = nn.InstanceNorm2d.__module__
 
     def _apply_instance_norm(self, x: Tensor) -> Tensor:
         uses_input = self.training or not self.track_running_stats

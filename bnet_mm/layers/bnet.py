@@ -27,6 +27,7 @@ from bnet_mm.layers.normalizers import (
     with_affine,
     without_affine,
 )
+from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
@@ -58,6 +59,8 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
     Shapes:
         weight: (C, 1, k, k); bias: (C,); input and output: (N, C, H, W).
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, num_features: int, k: int, dilation: int, device=None, dtype=None) -> None:
         padding = dilation * (k // 2)
@@ -140,6 +143,7 @@ class BNET(nn.Module):
     """
 
     _abbr_ = 'bn'  # host blocks call it bn1, bn2, bn3, as they call BN
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

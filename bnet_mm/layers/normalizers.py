@@ -24,8 +24,6 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=False, **options)
         add_stand_ins(self, num_features)
-        # torch.fx traces through modules that are not torch's own, and would fix the training flag of this one.
-        self.__module__ = nn.BatchNorm2d.__module__
 
     def forward(self, x: Tensor) -> Tensor:
         return batch_norm(self, x, None, None)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bnet_mm.checkpoint.layouts import STATISTICS, move_key
 from bnet_mm.layers.affine_free import add_stand_ins, normalise
 from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
 from bnet_mm.ops.bnet import Map, fused_moments, moments
@@ -66,6 +67,7 @@ class _SwitchableNorm(nn.Module):
     """
 
     _abbr_ = 'sn'
+    __prepare_scriptable__ = refuse_scripting
     input_dim: int
 
     def __init__(
