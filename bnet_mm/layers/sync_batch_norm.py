@@ -118,8 +118,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return batch_norm(self, x)
         self._check_input_dim(x)
         maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
+        rstd = (var + self.eps).rsqrt()
+        if not x.numel():  # no pixel for a convolution; the other processes wait for the gradients
+            return (x + (mean * rstd).sum()).to(x.dtype)
         identity = mean.new_ones(self.num_features, 1, 1, 1), mean.new_zeros(self.num_features)
-        return bnet(maps, mean, (var + self.eps).rsqrt(), *identity).view_as(x)
+        return bnet(maps, mean, rstd, *identity).view_as(x)
 
     def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalizers.statistics`: of the joined batch in training mode."""
