@@ -6,6 +6,7 @@ refuses models that hold one on a CPU. In a single process it is plain batch nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -117,7 +118,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size(self.process_group) == 1:
             return batch_norm(self, x)
         self._check_input_dim(x)
-        maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
+        maps, mean, var = self.statistics(
+            x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1) if x.dim() != 4 else x, moments
+        )
         rstd = (var + self.eps).rsqrt()
         if not x.numel():  # no pixel for a convolution; the other processes wait for the gradients
             return (x + (mean * rstd).sum()).to(x.dtype)
