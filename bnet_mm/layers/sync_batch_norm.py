@@ -6,6 +6,7 @@ refuses models that hold one on a CPU. In a single process it is plain batch nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -117,7 +118,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size(self.process_group) == 1:
             return batch_norm(self, x, weight, bias)
         self._check_input_dim(x)
-        maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
+        maps = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
+        maps, mean, var = self.statistics(maps, moments)
         return normalise(maps, mean, var, self.eps, weight, bias).view_as(x)
 
     def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:

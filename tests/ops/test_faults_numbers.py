@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bnet_mm import BNET
+from bnet_mm.layers import sync_batch_norm
 from bnet_mm.ops.bnet import Map, bnet, moments
 from bnet_mm.ops.dispatch import load_backend
 
@@ -26,7 +27,7 @@ KINDS = {
 }  # fmt: skip
 HALVES = [torch.bfloat16, torch.float16] if INTERPRETED else [torch.bfloat16]
 SHAPE = (4, 8, 28, 28)
-COMMON = [(1, 0.1), (10, 1), (0, 1)]  # mean and spread of the output's gradient
+COMMON = [(1, 0.1), (10, 0.1), (10, 1), (0, 1)]  # mean and spread of the output's gradient
 MOMENTA = [0.1, 0.9, 1.0, None]
 if INTERPRETED:  # slow
     KINDS = {kind: KINDS[kind] for kind in ('BN', 'GN', 'SN')}
@@ -128,6 +129,39 @@ def test_second_derivatives_in_half_precision(monkeypatch):
         assert (value - exact).norm() / exact.norm() < 2e-2
 
 
+@kernels_only
+@compiled
+@pytest.mark.parametrize('per_sample', [False, True])
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('shape', [(2, 17, 5, 7), (1, 3, 1, 1), (3, 5, 14, 33)], ids=str)
+def test_operators_that_keep_a_wide_gradient(shape, channels_last, per_sample):
+    """Against formulas in float64; and what torch.compile is told of them is what comes out."""
+    ops, n, c = torch.ops.bnet_mm, *shape[:2]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad = (torch.randn(shape).bfloat16().to(memory_format=layout) for _ in range(2))
+    mean, rstd, grad_mean, grad_var = torch.rand(4, *((n, c) if per_sample else (c,)))
+    weight = torch.randn(c, 1, 3, 3)
+    arguments = (grad, x, mean, rstd, weight, True, True, True)
+    wide, rounded = ops.backward(*arguments)[0], ops.backward(*arguments[:-1])[0]
+    assert wide.dtype == torch.float32 and torch.equal(wide.bfloat16(), rounded)
+    got = ops.moments_backward_rounded(wide, x, mean, grad_mean, grad_var)
+    count = x.numel() / mean.numel()
+    numbers = (mean, grad_mean / count, 2 * grad_var / count)
+    centre, shift, scale = (number.double().view(-1, c, 1, 1) for number in numbers)
+    exact = wide.double() + shift + scale * (x.double() - centre)
+    assert got.dtype == torch.bfloat16 and ((got - exact).abs() <= exact.abs() * 2**-8).all()
+    on_meta = [argument.to('meta') if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+    told = ops.backward(*on_meta)[0], ops.moments_backward_rounded(*(t.to('meta') for t in (wide, x, mean, mean, mean)))
+    for tensor, value in zip(told, (wide, got)):
+        assert (tensor.shape, tensor.dtype) == (value.shape, value.dtype)
+        assert all(a == b for a, b, size in zip(tensor.stride(), value.stride(), shape) if size > 1)
+    transposed = wide.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(got, ops.moments_backward_rounded(transposed, x, mean, grad_mean, grad_var))
+    for wrong in (wide.double(), wide.bfloat16(), wide[..., :0], wide.to('meta')):
+        with pytest.raises((ValueError, TypeError), match='bnet: grad must'):
+            ops.moments_backward_rounded(wrong, x, mean, grad_mean, grad_var)
+
+
 # --- One behaviour, torch's
 
 
@@ -160,9 +194,11 @@ def test_single_values_are_refused_where_torch_refuses_them(norm, plain, backend
 def test_running_statistics_of_an_infinite_input(norm, bad, momentum, backend, monkeypatch):
     monkeypatch.setenv('BNET_MM_BACKEND', backend)
     layer, plain = BNET(5, 3, norm=norm, momentum=momentum), nn.BatchNorm2d(5, momentum=momentum)
-    x = torch.randn(3, 5, 9, 40)
-    x[1, 1, 3, 35] = x[2, 3, 0, 0] = bad
-    x[0, 3, 8, 39] = -bad  # no mean
+    if INTERPRETED:
+        monkeypatch.setattr('bnet_mm.ops.triton.plans.PROGRAMS', 1)  # several blocks for each program
+    x = torch.randn(3, 5, 9, 40)[..., : 5 if INTERPRETED else 40]
+    x[1, 1, 3, -1] = x[2, 3, 0, 0] = bad
+    x[0, 3, 8, -1] = -bad  # no mean
     for layout in (torch.contiguous_format, torch.channels_last):
         layer.norm.reset_running_stats()
         plain.reset_running_stats()
@@ -171,6 +207,31 @@ def test_running_statistics_of_an_infinite_input(norm, bad, momentum, backend, m
             plain(step.contiguous(memory_format=layout))
         for name in ('running_mean', 'running_var'):
             torch.testing.assert_close(getattr(layer.norm, name), getattr(plain, name), equal_nan=True)
+
+
+@kernels_only
+@pytest.mark.parametrize('shape', [(0, 3), (0, 3, 4), (0, 3, 4, 5), (2, 3, 0, 5), (2, 3, 4, 5, 0)], ids=str)
+def test_empty_batches_take_part_in_synchronised_statistics(shape, monkeypatch):
+    """Their gradients go to the collective, for which the other processes wait."""
+    joined = []
+
+    class Join(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, mean, var, count, group):
+            return mean + 1, var + 1, torch.tensor(8.0)
+
+        @staticmethod
+        def backward(ctx, grad_mean, grad_var, _):
+            joined.append((grad_mean, grad_var))
+            return grad_mean, grad_var, None, None
+
+    monkeypatch.setattr(sync_batch_norm, 'world_size', lambda group: 2)
+    monkeypatch.setattr(sync_batch_norm, '_JoinStatistics', Join)
+    x = torch.randn(shape, requires_grad=True)
+    y = sync_batch_norm.SyncBatchNorm(3)(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and y.dtype == x.dtype
+    assert len(joined) == 1 and not any(grad.any() for grad in joined[0])
 
 
 @kernels_only
