@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
 from bnet_mm.layers.arguments import check_positive_int
 from bnet_mm.layers.cross_iteration_bn import CBN
-from bnet_mm.layers.normalizers import (
-    build_normalizer,
+from bnet_mm.layers.normalisers import (
+    build_normaliser,
     has_hooks,
     is_foreign_sync_batch_norm,
     statistics,
@@ -162,7 +162,7 @@ class BNET(nn.Module):
         check_positive_int('BNET', 'k', k, odd=True)
         check_positive_int('BNET', 'dilation', dilation)
         options = dict(eps=eps, momentum=momentum, track_running_stats=track_running_stats)
-        self.norm = build_normalizer(norm, num_features, options).to(device=device, dtype=dtype)
+        self.norm = build_normaliser(norm, num_features, options).to(device=device, dtype=dtype)
         self.bnconv = DepthwiseTransform(num_features, k, dilation, device=device, dtype=dtype)
 
     @classmethod
@@ -175,11 +175,11 @@ class BNET(nn.Module):
         Raises:
             ValueError: For any other module.
         """
-        normalizer = without_affine(norm)
+        normaliser = without_affine(norm)
         reference = next((t for t in (norm.weight, *norm.buffers()) if t is not None), torch.empty(0))
         channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
         layer = cls(channels, k, dilation, device=reference.device, dtype=reference.dtype)
-        layer.norm = normalizer
+        layer.norm = normaliser
         with torch.no_grad():
             if norm.weight is not None:
                 layer.bnconv.centre_tap().copy_(norm.weight)

@@ -264,7 +264,7 @@ class SN2d(_SwitchableNorm):
     input_dim = 4
 
     def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Map, Tensor, Tensor]:
-        """As :func:`bnet_mm.layers.normalizers.statistics`."""
+        """As :func:`bnet_mm.layers.normalisers.statistics`."""
         self._check_input(x)
         pixels = x.shape[2] * x.shape[3]
         maps, mean_in, var_in = moments(x, over_batch=False)

@@ -123,7 +123,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalise(maps, mean, var, self.eps, weight, bias).view_as(x)
 
     def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
-        """As :func:`bnet_mm.layers.normalizers.statistics`: of the joined batch in training mode."""
+        """As :func:`bnet_mm.layers.normalisers.statistics`: of the joined batch in training mode."""
         if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
         count = x.numel() // x.shape[1]

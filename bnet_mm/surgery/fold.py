@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from bnet_mm.layers import BNET, CBN
-from bnet_mm.layers.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
+from bnet_mm.layers.normalisers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.messages import first_of
 from bnet_mm.surgery.modules import is_changed, is_norm
@@ -152,14 +152,14 @@ def _shared(model: nn.Module) -> set[nn.Module]:
 
 def _why_not_foldable(norm: nn.Module) -> str:
     """Why this norm cannot be folded at all; empty if it can."""
-    normalizer = norm.norm if isinstance(norm, BNET) else norm
-    foreign = is_foreign_sync_batch_norm(normalizer)
-    if not foreign and not isinstance(normalizer, BatchNorm):
-        return f'{type(normalizer).__name__} takes statistics from its input'
-    if not foreign and type(normalizer).forward not in BATCH_NORM_FORWARDS:
-        return f'{type(normalizer).__name__} has a forward of its own'
-    if normalizer.running_mean is None:
-        return f'{type(normalizer).__name__} tracks no running statistics'
+    normaliser = norm.norm if isinstance(norm, BNET) else norm
+    foreign = is_foreign_sync_batch_norm(normaliser)
+    if not foreign and not isinstance(normaliser, BatchNorm):
+        return f'{type(normaliser).__name__} takes statistics from its input'
+    if not foreign and type(normaliser).forward not in BATCH_NORM_FORWARDS:
+        return f'{type(normaliser).__name__} has a forward of its own'
+    if normaliser.running_mean is None:
+        return f'{type(normaliser).__name__} tracks no running statistics'
     return ''
 
 
@@ -297,10 +297,10 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 def _fold_into(pair: Pair) -> None:
     """Scale and shift the convolution's output as the normalisation does, and the affine where nothing else is left."""
     conv, norm = pair.conv, pair.norm
-    normalizer, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
+    normaliser, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
     with torch.no_grad():
-        scale = (normalizer.running_var.double() + normalizer.eps).rsqrt()
-        shift = -normalizer.running_mean.double() * scale
+        scale = (normaliser.running_var.double() + normaliser.eps).rsqrt()
+        shift = -normaliser.running_mean.double() * scale
         if not _keeps_transform(norm) and getattr(norm, 'affine', True):
             if norm.weight is not None:
                 scale, shift = scale * norm.weight.double(), shift * norm.weight.double()

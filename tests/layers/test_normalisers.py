@@ -132,12 +132,12 @@ def test_norms_in_norm_cfg():
     (dict(norm='IN', momentum=0.2), "momentum=0.2 has no meaning for norm='IN'"),
     (dict(norm='SN', track_running_stats=False), 'track_running_stats=False has no meaning'),
 ])  # fmt: skip
-def test_bad_normalizer_is_named(options, message):
+def test_bad_normaliser_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         BNET(6, **options)
 
 
-def test_options_of_bnet_reach_the_normalizer():
+def test_options_of_bnet_reach_the_normaliser():
     assert BNET(6, eps=0.5, momentum=0.3, norm='SN').norm.bn.momentum == 0.3
     layer = BNET(6, eps=0.5, momentum=0.3, norm=dict(type='SyncBN', momentum=0.2, track_running_stats=False))
     assert (layer.norm.eps, layer.norm.momentum, layer.norm.running_mean) == (0.5, 0.2, None)

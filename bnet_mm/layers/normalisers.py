@@ -39,7 +39,7 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
         return maps, mean, var
 
 
-NORMALIZERS = {
+NORMALISERS = {
     'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': AffineFreeGroupNorm, 'IN': AffineFreeInstanceNorm2d,
     'SN': SN2d, 'SyncSN': SyncSN, 'CBN': CBN,
 }  # fmt: skip
@@ -50,7 +50,7 @@ TAKES = {'BN': RUNNING, 'SyncBN': RUNNING, 'CBN': RUNNING, 'SN': ('momentum',), 
 DEFAULTS = dict(momentum=0.1, track_running_stats=True)
 
 
-def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> nn.Module:
+def build_normaliser(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> nn.Module:
     """Build a normaliser without affine.
 
     Args:
@@ -63,9 +63,9 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     """
     cfg = dict(cfg) if isinstance(cfg, dict) else dict(type=cfg)
     kind = cfg.pop('type', None)
-    if kind not in NORMALIZERS:
+    if kind not in NORMALISERS:
         raise ValueError(
-            f'BNET: norm must be one of {", ".join(NORMALIZERS)}, or a dict with such a type, got {kind!r}'
+            f'BNET: norm must be one of {", ".join(NORMALISERS)}, or a dict with such a type, got {kind!r}'
         )
     for name, default in DEFAULTS.items():
         if name in TAKES.get(kind, ()):
@@ -80,7 +80,7 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     if kind in ('SN', 'SyncSN', 'CBN'):
         cfg['affine'] = False
     try:
-        return NORMALIZERS[kind](**cfg)
+        return NORMALISERS[kind](**cfg)
     except (TypeError, ValueError) as error:
         raise ValueError(f'BNET: norm={kind!r}: {error}') from error
 
@@ -125,9 +125,9 @@ def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
     return type(module).__name__ == 'SyncBatchNorm' and not isinstance(module, SyncBatchNorm)
 
 
-def can_be_normalizer(norm: nn.Module) -> bool:
+def can_be_normaliser(norm: nn.Module) -> bool:
     """Whether BNET can hold this norm: exactly one of these kinds. A subclass may do more than normalise."""
-    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *NORMALIZERS.values())
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *NORMALISERS.values())
     return type(norm) in kinds or type(norm).__name__ == '_BatchNormXd' or is_foreign_sync_batch_norm(norm)
 
 
@@ -137,7 +137,7 @@ def without_affine(norm: nn.Module) -> nn.Module:
     Raises:
         ValueError: If this is no norm that BNET can hold.
     """
-    if not can_be_normalizer(norm):
+    if not can_be_normaliser(norm):
         raise ValueError(
             f'BNET: norm must be one of {", ".join(kind.__name__ for kind in OF_TORCH)}, SN2d, SyncSN, CBN, and not a '
             f'subclass, which may do more, got {type(norm).__name__}'
@@ -158,28 +158,28 @@ def without_affine(norm: nn.Module) -> nn.Module:
     return take_statistics(kind(norm.num_features, norm.eps, norm.momentum, **options), norm)
 
 
-def with_affine(normalizer: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
-    """The norm that normalises as ``normalizer``, with this weight (C,) and bias (C,); torch's where there is one."""
-    norm = _without_stand_ins(normalizer)
-    if isinstance(normalizer, CBN):
-        norm.follow_same(normalizer)
+def with_affine(normaliser: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
+    """The norm that normalises as ``normaliser``, with this weight (C,) and bias (C,); torch's where there is one."""
+    norm = _without_stand_ins(normaliser)
+    if isinstance(normaliser, CBN):
+        norm.follow_same(normaliser)
     norm.weight, norm.bias = weight, bias
     return norm
 
 
-def _without_stand_ins(normalizer: nn.Module) -> nn.Module:
-    if isinstance(normalizer, (SN2d, CBN)):
-        norm = copy.deepcopy(normalizer)
+def _without_stand_ins(normaliser: nn.Module) -> nn.Module:
+    if isinstance(normaliser, (SN2d, CBN)):
+        norm = copy.deepcopy(normaliser)
         norm.affine = True
         return norm
-    if isinstance(normalizer, nn.GroupNorm):
-        return nn.GroupNorm(normalizer.num_groups, normalizer.num_channels, normalizer.eps).train(normalizer.training)
-    if isinstance(normalizer, nn.InstanceNorm2d):
+    if isinstance(normaliser, nn.GroupNorm):
+        return nn.GroupNorm(normaliser.num_groups, normaliser.num_channels, normaliser.eps).train(normaliser.training)
+    if isinstance(normaliser, nn.InstanceNorm2d):
         kind = nn.InstanceNorm2d
     else:
-        kind = nn.SyncBatchNorm if isinstance(normalizer, SyncBatchNorm) else nn.BatchNorm2d
-    options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats)
-    norm = take_statistics(kind(normalizer.num_features, *options), normalizer)
-    if isinstance(normalizer, SyncBatchNorm):
-        norm.process_group = normalizer.process_group
+        kind = nn.SyncBatchNorm if isinstance(normaliser, SyncBatchNorm) else nn.BatchNorm2d
+    options = (normaliser.eps, normaliser.momentum, True, normaliser.track_running_stats)
+    norm = take_statistics(kind(normaliser.num_features, *options), normaliser)
+    if isinstance(normaliser, SyncBatchNorm):
+        norm.process_group = normaliser.process_group
     return norm
