@@ -25,7 +25,7 @@ def plain_norm(layer):
     return nn.GroupNorm(3, 6) if isinstance(layer.norm, nn.GroupNorm) else type(layer.norm)(6)
 
 
-def normalized(norm, x, training):
+def normalised(norm, x, training):
     """x_hat of each normaliser by the references."""
     if isinstance(norm, nn.GroupNorm):
         return reference.group_norm(x, norm.num_groups, norm.eps)
@@ -41,7 +41,7 @@ def normalized(norm, x, training):
 def test_enhanced_norm_equals_the_formula(norm, k, dilation, training):
     layer = make(BNET(6, k=k, dilation=dilation, norm=norm), training)
     x = torch.randn(3, 6, 7, 5, **DOUBLE) * 2 + 1
-    x_hat = normalized(layer.norm, x, training and layer.norm.training)
+    x_hat = normalised(layer.norm, x, training and layer.norm.training)
     want = reference.depthwise(x_hat, layer.bnconv.weight, layer.bnconv.bias, dilation)
     torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
 

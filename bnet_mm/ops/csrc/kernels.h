@@ -132,18 +132,18 @@ struct Map {
 
   int64_t columns() const { return width * shift; }  // length of a row in a line buffer
 
-  // Row h as A into a line buffer; with (value - mean) * rstd if `normalize`.
-  template <bool normalize>
+  // Row h as A into a line buffer; with (value - mean) * rstd if `normalise`.
+  template <bool normalise>
   void read_row(const S* map, int64_t h, typename Vector<A>::type mean, typename Vector<A>::type rstd, A* row) const {
     const S* p = map + h * row_step();
     const int64_t count = lanes_of_last(), full = full_vectors();
     for (int64_t i = 0; i < full; ++i, p += step(), row += lanes) {
       const auto v = read<true, S, A>(p, lanes);
-      store(row, normalize ? (v - mean) * rstd : v);
+      store(row, normalise ? (v - mean) * rstd : v);
     }
     for (int64_t i = full; i < vectors(); ++i, p += step(), row += lanes) {
       const auto v = read<false, S, A>(p, count);
-      store(row, normalize ? (first_lanes<A>(count) ? (v - mean) * rstd : typename Vector<A>::type{}) : v);
+      store(row, normalise ? (first_lanes<A>(count) ? (v - mean) * rstd : typename Vector<A>::type{}) : v);
     }
   }
 
