@@ -9,6 +9,7 @@ will do (Table 12); and it starts as the identity, so that a fresh BNET equals a
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -134,8 +135,8 @@ class BNET(nn.Module):
         input and output: (N, C, H, W).
 
     Raises:
-        ValueError: For an even k, a k, dilation or num_features below 1, or a normaliser that is none of these; in
-            forward for an input that is not 4-D, has another channel count, or has a single value per channel in
+        ValueError: For an unknown option, an even k, a k, dilation or num_features below 1, or a normaliser that is
+            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value per channel in
             training mode.
 
     A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
@@ -156,8 +157,15 @@ class BNET(nn.Module):
         norm: str | dict[str, Any] = 'BN',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            known = [name for name in inspect.signature(BNET).parameters if name not in ('num_features', 'unknown')]
+            where = (
+                '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
+            )
+            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{where}')
         check_positive_int('BNET', 'num_features', num_features)
         check_positive_int('BNET', 'k', k, odd=True)
         check_positive_int('BNET', 'dilation', dilation)

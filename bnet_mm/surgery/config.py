@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,12 @@ from bnet_mm.surgery.activations import use_frelu
 from bnet_mm.surgery.enhance import enhance, insert_bn_conv
 from bnet_mm.surgery.positions import norm_names
 
+MISSING = 'missing'  # stands for an argument that was not given, where None has a meaning
 
-def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False, **kwargs: Any) -> nn.Module:
+
+def WithBNET(
+    base: str | type[nn.Module] | None = None, bnet: dict | None | str = MISSING, frelu: bool = False, **kwargs: Any
+) -> nn.Module:
     """The config form of :func:`enhance`, for a backbone, a whole detector, or any other model::
 
         backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=5, where='C'), depth=50, ...)
@@ -27,8 +32,8 @@ def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False
 
     Args:
         base: What stood in ``type``: the registered name of the model, or its class.
-        bnet: Arguments of :func:`enhance`; ``where`` as letters, 'all' or a regular expression. With
-            ``type='BNConv'`` those of :func:`insert_bn_conv`; None for neither.
+        bnet: Arguments of :func:`enhance`, ``dict()`` for its defaults; ``where`` as letters, 'all' or a regular
+            expression. With ``type='BNConv'`` those of :func:`insert_bn_conv`; None for neither.
         frelu: Put FReLU into the residual blocks, see activations.py.
         kwargs: Arguments of ``base``.
 
@@ -36,8 +41,13 @@ def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False
         The model that ``base`` and ``kwargs`` describe, itself, with BNET in it.
 
     Raises:
-        ValueError: For an unknown key in ``bnet``, and as :func:`enhance`.
+        ValueError: For a missing or unknown ``base``, a ``bnet`` that is no dict, an unknown key in it, and as
+            :func:`enhance`.
     """
+    _check_base(base)
+    if not isinstance(bnet, (dict, type(None))):
+        came = 'nothing' if bnet is MISSING else repr(bnet)
+        raise ValueError(f"WithBNET: bnet must be a dict such as dict(k=5, where='C'), or None for no BNET, got {came}")
     options = dict(bnet or {})
     kind = options.pop('type', 'BNET')
     if kind not in ('BNET', 'BNConv'):
@@ -47,16 +57,32 @@ def WithBNET(base: str | type[nn.Module], bnet: dict | None, frelu: bool = False
     model = MODELS.build(dict(type=base, **kwargs))
     if frelu:
         use_frelu(model)
-    if bnet is not None:
-        report = (insert_bn_conv if kind == 'BNConv' else enhance)(model, **options)
-        frozen = sum('frozen' in done for done in report.changed.values())
-        print_log(
-            f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
-            + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
-            logger='current',
-        )
-        _adapt_host(model)
+    if bnet is None:
+        print_log('WithBNET: bnet=None, so no norm was replaced', logger='current')
+        return model
+    report = (insert_bn_conv if kind == 'BNConv' else enhance)(model, **options)
+    frozen = sum('frozen' in done for done in report.changed.values())
+    print_log(
+        f'WithBNET: {report.summary()}, k={options.get("k", 3)}'
+        + (f'; {frozen} of them are frozen (norm_cfg.requires_grad=False or frozen stages)' if frozen else ''),
+        logger='current',
+    )
+    _adapt_host(model)
     return model
+
+
+def _check_base(base: Any) -> None:
+    if base in ('WithBNET', WithBNET):
+        raise ValueError('WithBNET: base must be the model itself, not another WithBNET')
+    if base is None:
+        raise ValueError("WithBNET: base is missing: the type that stood here before, such as base='ResNet'")
+    if not isinstance(base, str):
+        return
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if registry.get(base) is None:
+            close = difflib.get_close_matches(base, [*registry.module_dict, *MODELS.module_dict], n=1)
+            hint = f'; did you mean {close[0]}?' if close else ''
+            raise ValueError(f'WithBNET: base={base!r} is no model that {registry.scope} knows{hint}')
 
 
 def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, checkpoint: str | None = None) -> str:
