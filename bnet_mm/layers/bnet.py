@@ -136,8 +136,8 @@ class BNET(nn.Module):
 
     Raises:
         ValueError: For an unknown option, an even k, a k, dilation or num_features below 1, or a normaliser that is
-            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value per channel in
-            training mode.
+            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value
+            per channel in training mode.
 
     A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
     :mod:`bnet_mm.checkpoint.layouts`. ``convert_sync_batchnorm`` makes batch statistics synchronised ones.
@@ -162,10 +162,8 @@ class BNET(nn.Module):
         super().__init__()
         if unknown:
             known = [name for name in inspect.signature(BNET).parameters if name not in ('num_features', 'unknown')]
-            where = (
-                '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
-            )
-            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{where}')
+            hint = '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
+            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{hint}')
         check_positive_int('BNET', 'num_features', num_features)
         check_positive_int('BNET', 'k', k, odd=True)
         check_positive_int('BNET', 'dilation', dilation)
