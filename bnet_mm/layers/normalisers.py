@@ -22,7 +22,7 @@ from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops.bnet import Map, fused_moments
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
+    from typing_extensions import TypeGuard
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
