@@ -93,7 +93,7 @@ class CheckedRunner(Runner):
         super().call_hook(fn_name, **kwargs)
         # mmengine calls this one between the reading of a file and the loading of the model from it
         if fn_name == 'after_load_checkpoint' and self._check_optimizer and 'optimizer' in kwargs['checkpoint']:
-            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            self.optim_wrapper: Any = self.build_optim_wrapper(self.optim_wrapper)
             check_optimizer_state(self.optim_wrapper, kwargs['checkpoint']['optimizer'], self.model)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
