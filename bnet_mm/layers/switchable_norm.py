@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from numbers import Real
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import STATISTICS, move_key
-from bnet_mm.layers.affine_free import add_stand_ins, normalise, uses_batch_statistics
-from bnet_mm.layers.arguments import check_positive_int
-from bnet_mm.layers.sync_batch_norm import SumOverProcesses, update_running_statistics, world_size
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
+from bnet_mm.layers.arguments import check_positive_int, is_real
+from bnet_mm.layers.scripting import refuse_scripting
+from bnet_mm.layers.statistics import running_statistics, update_running_statistics, uses_batch_statistics
+from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
+from bnet_mm.ops.bnet import Map, fused_moments, moments
 
 
 def exact(x: Tensor) -> Tensor:
@@ -64,6 +67,7 @@ class _SwitchableNorm(nn.Module):
     """
 
     _abbr_ = 'sn'
+    __prepare_scriptable__ = refuse_scripting
     input_dim: int
 
     def __init__(
@@ -81,7 +85,7 @@ class _SwitchableNorm(nn.Module):
         super().__init__()
         name = type(self).__name__
         check_positive_int(name, 'num_features', num_features)
-        if not isinstance(momentum, Real) or not 0 < momentum <= 1:
+        if not is_real(momentum) or not 0 < momentum <= 1:
             raise ValueError(
                 f'{name}: momentum must be the weight of the new batch, in (0, 1], got {momentum!r}; for the plain '
                 'average of all batches use using_moving_average=False'
@@ -94,7 +98,7 @@ class _SwitchableNorm(nn.Module):
             )
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.using_moving_average, self.using_bn, self.last_gamma = using_moving_average, using_bn, last_gamma
-        options = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
         self.bn = RunningStatistics(num_features, eps, momentum, **options) if using_bn else None
         self.mean_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
         self.var_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
@@ -130,8 +134,13 @@ class _SwitchableNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        mean, var = self._mix(*self._statistics(x.to(torch.promote_types(x.dtype, torch.float32))))
-        return normalise(x, mean, var, self.eps, *((self.weight, self.bias) if self.affine else ()))
+        maps, mean, var = self._measure(x)
+        return normalise(maps, mean, var, self.eps, *((self.weight, self.bias) if self.affine else ())).to(x.dtype)
+
+    def _measure(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
+        """x in float32 at least, for :func:`normalise`, and the mixed mean and variance (N, C)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide, *self._mix(*self._statistics(wide))
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != self.input_dim or x.shape[1] != self.num_features:
@@ -145,9 +154,9 @@ class _SwitchableNorm(nn.Module):
         mixed = []
         for weight, values in ((self.mean_weight, means), (self.var_weight, variances)):
             share = weight.to(values[0].dtype).softmax(0)
-            value = sum(share[i] * value for i, value in enumerate(values))
+            value: Any = sum(share[i] * each for i, each in enumerate(values))
             mixed.append(value.expand(-1, self.num_features))  # LN alone has one for all channels
-        return tuple(mixed)
+        return mixed[0], mixed[1]
 
     def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and variances of each kind, of shapes that broadcast to (N, C)."""
@@ -164,12 +173,18 @@ class _SwitchableNorm(nn.Module):
         if self.bn is None:
             return [mean_in, mean_ln], [var_in, var_ln]
         if not uses_batch_statistics(self.bn):
-            return [mean_in, mean_ln, self.bn.running_mean[None]], [var_in, var_ln, self.bn.running_var[None]]
+            mean_bn, var_bn = self._running()
+            return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
         mean_bn = self._batch_mean(mean_in)
         var_bn = self._batch_mean(var_in + (mean_in - mean_bn).square())
         if self.bn.training and not self._is_empty(mean_in):
-            self._track(mean_bn.detach()[0], var_bn.detach()[0])
+            self._track(self.bn, mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance, (1, C); copies, for the backward pass may come after a training pass."""
+        mean, var = running_statistics(self.bn)
+        return mean.clone()[None], var.clone()[None]
 
     def _is_empty(self, x: Tensor) -> bool:
         """Whether the batch of x (N, C) has nothing to track."""
@@ -180,17 +195,17 @@ class _SwitchableNorm(nn.Module):
         return x.mean(0, keepdim=True)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        bn = self.bn
+    def _track(self, bn: RunningStatistics, mean: Tensor, var: Tensor) -> None:
+        running_mean, running_var, counter = bn.running_mean, bn.running_var, bn.num_batches_tracked
         if self.using_moving_average or bn.momentum is None:
             update_running_statistics(bn, mean, var)
-        elif None not in (bn.running_mean, bn.running_var, bn.num_batches_tracked):
-            bn.num_batches_tracked.add_(1)
-            share = 1 / bn.num_batches_tracked.to(mean.dtype)
-            square = bn.running_var + bn.running_mean.square()
+        elif running_mean is not None and running_var is not None and counter is not None:
+            counter.add_(1)
+            share = 1 / counter.to(mean.dtype)
+            square = running_var + running_mean.square()
             square = square + (var + mean.square() - square) * share
-            bn.running_mean.copy_(bn.running_mean + (mean - bn.running_mean) * share)
-            bn.running_var.copy_(square - bn.running_mean.square())
+            running_mean.copy_(running_mean + (mean - running_mean) * share)
+            running_var.copy_(square - running_mean.square())
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         own = self.state_dict()
@@ -234,12 +249,13 @@ class SN1d(_SwitchableNorm):
         if self.bn is None:
             return [mean_ln], [var_ln]
         if not uses_batch_statistics(self.bn):
-            return [mean_ln, self.bn.running_mean[None]], [var_ln, self.bn.running_var[None]]
+            mean_bn, var_bn = self._running()
+            return [mean_ln, mean_bn], [var_ln, var_bn]
         if len(x) == 1:
             raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
         var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
         if self.bn.training and len(x):
-            self._track(mean_bn.detach()[0], var_bn.detach()[0])
+            self._track(self.bn, mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_ln, mean_bn], [var_ln, var_bn]
 
 
@@ -248,12 +264,15 @@ class SN2d(_SwitchableNorm):
 
     input_dim = 4
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`bnet_mm.layers.normalizers.statistics`."""
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Map, Tensor, Tensor]:
+        """As :func:`bnet_mm.layers.normalisers.statistics`."""
         self._check_input(x)
         pixels = x.shape[2] * x.shape[3]
-        x, mean_in, var_in = fused_moments(x, over_batch=False)
-        return x, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+        maps, mean_in, var_in = moments(x, over_batch=False)
+        return maps, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+
+    def _measure(self, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+        return self.statistics(x, moments)
 
 
 class SN3d(_SwitchableNorm):

@@ -11,7 +11,7 @@ Both sums of the backward pass need g at the taps' places and d only at its own.
 beside the border, more taps' gradients become NaN than by the first form (d times a padded zero of g).
 
 Memory traffic, in maps: forward reads x (and the residual) and writes y; backward reads x and g and writes grad_x;
-moments reads x; moments_backward reads grad_x and x and writes grad_x. What a tap needs of its neighbours comes from
+moments reads x; moments_backward reads grad and x and writes grad_x. What a tap needs of its neighbours comes from
 L1 and L2, and as seldom as registers allow: each lane computes ``rows x columns`` neighbouring outputs, so one loaded
 value serves min(rows, k) * min(columns, k) taps. Lanes (threads) lie along the memory: NCHW has ``inner`` columns of
 ``outer`` channels, channels_last ``inner`` channels of ``outer`` groups of columns. Equal bits on every run: sums are
@@ -373,7 +373,8 @@ def moments_kernel(
         total = count + number
         share = number / tl.maximum(total, 1.0)
         delta = average - mean
-        mean += delta * share
+        # An infinite mean stays, where adding the difference would make it NaN.
+        mean = tl.where(tl.abs(mean) == float('inf'), mean + average, mean + delta * share)
         squares += tl.sum(d * d, 0) + delta * delta * (count * share)
         count = total
     number = _sum_lanes(count, OUTER, INNER, CHANNELS_LAST)
@@ -420,9 +421,10 @@ def join_moments_kernel(partial, mean, var, channels, groups, BLOCK: tl.constexp
 
 @triton.jit(do_not_specialize=['tiles', 'lines', 'all_lines'])
 def moments_backward_kernel(
-    grad_x, x, mean, grad_mean, grad_var, count, channels, pixels, lines, all_lines, tiles,
+    grad, grad_x, x, mean, grad_mean, grad_var, count, channels, pixels, lines, all_lines, tiles,
     OUTER: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr, CHANNELS_LAST: tl.constexpr, BY_SAMPLE: tl.constexpr,
 ):  # fmt: skip
+    """``grad`` may be ``grad_x``, or wider."""
     tile = tl.program_id(0) % tiles
     first = tl.program_id(0) // tiles * DEPTH
     sample, channel, place, valid = _pixels(first, all_lines, tile, channels, pixels, lines, OUTER, INNER, DEPTH,
@@ -436,5 +438,5 @@ def moments_backward_kernel(
     shift = tl.load(grad_mean + at, mask=here, other=0.0) / count
     scale = tl.load(grad_var + at, mask=here, other=0.0) * (2 / count)
     d = tl.load(x + place, mask=valid, other=0.0).to(tl.float32) - centre
-    out = tl.load(grad_x + place, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
+    out = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
     tl.store(grad_x + place, out.to(grad_x.dtype.element_ty), mask=valid)
