@@ -81,22 +81,26 @@ class CheckedRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        missing = []
-        handle = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
+        lists, missing, errors = [], [], []
+
+        def before(*arguments) -> None:
+            lists.append(arguments[-1])  # where torch puts what it cannot load
+
+        def after(_, keys) -> None:
+            missing.extend(keys.missing_keys)
+            errors.extend(lists[0])
+
+        handles = model._register_load_state_dict_pre_hook(before), model.register_load_state_dict_post_hook(after)
         try:
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         own = {key: value.shape for key, value in model.state_dict().items()}
         state_dict = checkpoint.get('state_dict', checkpoint)
         loaded = {key: value.shape for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
         problems = [f'no {key}' for key in missing if not key.endswith('num_batches_tracked')]
-        # A BNET layer takes a smaller kernel, and refuses what does not fit by itself.
-        problems += [
-            f'{key} is {tuple(shape)}, not {tuple(own[key])}'
-            for key, shape in loaded.items()
-            if key in own and own[key] != shape and not key.endswith('bnconv.weight')
-        ]
+        problems += [' '.join(error.split()) for error in errors]
         if self.strict_loading and problems:
             raise CheckpointError(f'{filename} is not a checkpoint of this model: {first_of(problems)}')
         if not any(own.get(key.removeprefix('module.')) == shape for key, shape in loaded.items()):

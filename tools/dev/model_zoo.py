@@ -23,12 +23,12 @@ from itertools import chain
 from pathlib import Path
 
 import yaml
-from cost_table import LIBRARIES, count_config, count_flops, printed_rows
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from bnet_mm.cli import UserError, run_tool
+from cost_table import LIBRARIES, count_config, count_flops, printed_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
