@@ -43,7 +43,7 @@ def main() -> None:
     if '::' not in base:
         base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.out)))
     bnet = dict(k=args.k, where=args.where, dilation=args.dilation)
-    with written(args.out) as temporary:
+    with clear_errors('nothing was written'), written(args.out) as temporary:
         temporary.write_text(f'_base_ = {base!r}\n')
         with clear_errors(f'config {args.config} cannot be inherited from'):
             cfg = Config.fromfile(temporary)

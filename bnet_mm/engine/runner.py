@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -60,6 +66,11 @@ def resume_from(cfg: Config, resume: str | None) -> None:
         latest = find_latest_checkpoint(cfg.work_dir)
         if latest is None:
             raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no last_checkpoint there)')
+        if not os.path.isfile(latest):  # killed while mmengine wrote that name, or removed the older checkpoint
+            raise UserError(
+                f'--resume: {cfg.work_dir}/last_checkpoint names {latest!r}, which is no file; name a checkpoint with '
+                '--resume CHECKPOINT'
+            )
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 
@@ -115,6 +126,24 @@ def build_runner(cfg: Config, strict_loading: bool) -> Runner:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
     runner.strict_loading = strict_loading
     return runner
+
+
+@contextmanager
+def stops_clearly(runner: Runner, doing: str) -> Iterator[None]:
+    """Any error inside becomes a UserError; where it came from goes to a file, for it may come after days."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (CheckpointError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        if os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
+        path = Path(runner.work_dir) / runner.timestamp / 'traceback.txt'
+        path.write_text(traceback.format_exc())
+        text = ' '.join(str(error).split()).rstrip('.')
+        raise UserError(f'{doing} stopped: {type(error).__name__}: {text}. Where: {path}') from error
 
 
 def build_data(runner: Runner) -> None:

@@ -33,8 +33,11 @@ def WithBNET(base: str, bnet: dict | None, frelu: bool = False, **kwargs: Any) -
         The model that ``base`` and ``kwargs`` describe, itself, with BNET in it.
 
     Raises:
-        ValueError: For an unknown key in ``bnet``, and as :func:`enhance`.
+        ValueError: For an unknown key in ``bnet``, a ``frelu`` that is no bool (any text would count as True), and as
+            :func:`enhance`.
     """
+    if not isinstance(frelu, bool):
+        raise ValueError(f'WithBNET: frelu must be True or False, got {frelu!r}')
     options = dict(bnet or {})
     kind = options.pop('type', 'BNET')
     if kind not in ('BNET', 'BNConv'):

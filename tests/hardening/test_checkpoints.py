@@ -130,8 +130,8 @@ def try_one(path, kind, seed, harmless, damages, byte_damage, legacy, counts):
             if state_dict:
                 step(state_dict, rng)
         fresh = data = damage.saved(damage.wrapped(state_dict, rng), legacy)
-    except (RuntimeError, NotImplementedError):  # torch has no such tensor, or cannot write it
-        return
+    except (AttributeError, IndexError, TypeError, RuntimeError):
+        return  # not every damage can follow every other, and not every tensor can be written
     if byte_damage:
         data = byte_damage(fresh, rng)
     with open(path, 'wb') as file:
@@ -146,7 +146,7 @@ def try_one(path, kind, seed, harmless, damages, byte_damage, legacy, counts):
     counts['checkpoints'] += 1
 
 
-@pytest.mark.parametrize('examples', [60, pytest.param(2500, marks=pytest.mark.hardening)])
+@pytest.mark.parametrize('examples', [60, pytest.param(2800, marks=pytest.mark.hardening)])
 def test_every_outcome_is_the_files_function_or_a_clear_error(tmp_path, examples):
     counts = collections.Counter()
 
@@ -166,4 +166,5 @@ def test_every_outcome_is_the_files_function_or_a_clear_error(tmp_path, examples
 
     run()
     print(dict(counts))
+    assert counts['checkpoints'] > 0.75 * examples
     assert counts['equal function'] > examples / 10 and counts['clear error'] > examples
