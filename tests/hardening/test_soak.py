@@ -52,7 +52,7 @@ def data(rng, sizes):
     from mmdet.testing import demo_mm_inputs
 
     height, width = rng.choice(sizes), rng.choice(sizes)
-    return demo_mm_inputs(1, (3, height, width), num_items=[2], num_classes=3)
+    return demo_mm_inputs(2, (3, height, width), num_items=[2, 1], num_classes=3)
 
 
 @pytest.mark.parametrize('steps', [40, pytest.param(5000, marks=pytest.mark.hardening)])
@@ -64,7 +64,7 @@ def test_memory_does_not_grow(steps, training):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     first, most = None, 0
     for step in range(steps):
-        batch = model.data_preprocessor(data(rng, (32, 48, 64, 80, 96)), training)
+        batch = model.data_preprocessor(data(rng, (32, 40, 48, 64, 80)), training)
         if training:
             losses = model(**batch, mode='loss')
             optimizer.zero_grad()
