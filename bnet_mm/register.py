@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
-from mmengine.registry import HOOKS, MODEL_WRAPPERS, MODELS, WEIGHT_INITIALIZERS, Registry
+from mmengine.registry import HOOKS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS, Registry
 
 
 class Entry(NamedTuple):
@@ -39,13 +39,17 @@ TABLE = (
     Entry(HOOKS, 'CBNBurnIn', 'bnet_mm.engine.hooks'),
     Entry(HOOKS, 'FreezeTransform', 'bnet_mm.engine.hooks'),
     Entry(WEIGHT_INITIALIZERS, 'Pretrained', 'bnet_mm.host.pretrained', 'CheckedPretrainedInit', replaces=True),
+    Entry(
+        OPTIM_WRAPPER_CONSTRUCTORS, 'DefaultOptimWrapperConstructor', 'bnet_mm.host.paramwise',
+        'LoggingOptimWrapperConstructor', replaces=True,
+    ),
     # by the tools, which import bnet_mm.engine.processes
     Entry(MODEL_WRAPPERS, 'CPUDistributedDataParallel', 'bnet_mm.engine.processes'),
     # by custom_imports of bnet_mm.models, which needs mmpretrain
     Entry(MODELS, 'BinaryConv2d', 'bnet_mm.models.bireal'),
     Entry(MODELS, 'BiRealResNet', 'bnet_mm.models.bireal'),
     Entry(MODELS, 'ResNetV2', 'bnet_mm.models.resnet_v2'),
-)
+)  # fmt: skip
 
 
 def register(*packages: str) -> None:

@@ -6,6 +6,10 @@ between one and --max-objects annotations, none of them crowds.
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import json
 import sys

@@ -10,6 +10,10 @@ init_cfg=dict(type='Pretrained') reads.
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import sys
 

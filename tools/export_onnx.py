@@ -11,6 +11,10 @@ The file is compared in onnxruntime with the model before folding, in two sizes;
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 
 from mmengine.config import DictAction

@@ -12,6 +12,10 @@ imagenet: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and meta/{train,val}.txt.
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path

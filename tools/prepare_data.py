@@ -10,6 +10,10 @@ names what is missing and the command that makes it, and exits with 1. --any-siz
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path

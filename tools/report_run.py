@@ -6,6 +6,10 @@ TRAIN_DIR, resumed runs joined) and OUT/predictions.png (--show-dir pictures: gr
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import json
 import sys

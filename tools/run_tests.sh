@@ -6,4 +6,7 @@ bash tools/dev/install.sh
 # Threads that wait by spinning make training ten times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONWARNINGS='ignore:pkg_resources is deprecated as an API'
-exec .venv/bin/python -m pytest "$@"
+# A process of one thread on each core, but no more than four: each takes 2 GB of memory. -n 0 is one process in all.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+CORES=$(nproc)
+exec .venv/bin/python -m pytest -n $((CORES < 4 ? CORES : 4)) --dist worksteal "$@"

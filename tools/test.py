@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import os
 
 from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, run_tool

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import environment  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 from bnet_mm.cli import common_arguments, load_config, run_tool
 from bnet_mm.engine.options import check_pretrained, scale_lr, use_amp
 from bnet_mm.engine.runner import build_data, build_runner, resume_from, stops_clearly

@@ -12,7 +12,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from bnet_mm.cli import UserError
-from bnet_mm.layers.normalizers import is_foreign_sync_batch_norm
+from bnet_mm.layers.normalisers import is_foreign_sync_batch_norm
 from bnet_mm.layers.sync_batch_norm import AffineSyncBatchNorm
 from bnet_mm.register import register
 from bnet_mm.surgery.modules import replace_modules

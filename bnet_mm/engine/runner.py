@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -18,6 +19,7 @@ from torch import nn
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
 from bnet_mm.messages import first_of
 
@@ -79,14 +81,30 @@ class CheckedRunner(Runner):
     """mmengine's Runner that does not go on with a checkpoint of another model.
 
     With ``strict_loading`` (testing and resuming) the file must hold every tensor of the model; without it
-    (``load_from`` for fine-tuning) one tensor at least has to fit. mmengine logs what else is missing or left over.
+    (``load_from`` for fine-tuning) one tensor at least has to fit. mmengine logs what else is missing or left over. A
+    run is not resumed with the optimizer of another one, see optimizer_state.py.
     """
 
     strict_loading = False
+    _check_optimizer = False
 
     def _init_model_weights(self) -> None:
         with clear_errors('the weights of the model cannot be initialised'):
             super()._init_model_weights()
+
+    def resume(self, filename: str, resume_optimizer: bool = True, *args, **kwargs) -> None:
+        self._check_optimizer = resume_optimizer
+        try:
+            super().resume(filename, resume_optimizer, *args, **kwargs)
+        finally:
+            self._check_optimizer = False
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        super().call_hook(fn_name, **kwargs)
+        # mmengine calls this one between the reading of a file and the loading of the model from it
+        if fn_name == 'after_load_checkpoint' and self._check_optimizer and 'optimizer' in kwargs['checkpoint']:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            check_optimizer_state(self.optim_wrapper, kwargs['checkpoint']['optimizer'], self.model)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         model = self.model

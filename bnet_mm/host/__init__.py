@@ -4,6 +4,7 @@
 |---|---|---|
 | `CheckpointLoader` reads every file with `weights_only` and an allow-list | a checkpoint is a pickle, which could run any code; and mmengine 0.10 cannot read its own files on torch >= 2.6 | reading a checkpoint raises a `CheckpointError` |
 | `init_cfg=dict(type='Pretrained')` refuses a file of which nothing fits | mmengine only logs it: an untrained backbone that nobody notices | a warning; mmengine's own initialiser |
+| `DefaultOptimWrapperConstructor` logs the `custom_keys` that reach BNET's taps by accident | `conv` is found in `bnconv`: taps with another learning rate than meant, which nobody sees | a warning; mmengine's own constructor |
 | `Config` and `mmengine.hub` find `bnet_mm::name` | our configs by name, from anywhere | a warning; configs by path only |
 | torch tells our layers of the module that they are put into | official checkpoint names, which stand beside a layer; the convolution that CBN and FReLU follow | a warning; official names are unexpected keys, CBN and FReLU need `follow` and `num_features` |
 
@@ -31,6 +32,7 @@ def _watch_holders() -> None:
 EFFECTS: dict[str, Callable[[], None]] = {
     'CheckpointLoader': loaders.install,
     'Pretrained': lambda: register('bnet_mm.host.pretrained'),
+    'DefaultOptimWrapperConstructor': lambda: register('bnet_mm.host.paramwise'),
     'bnet_mm::': configs.install,
     'holders': _watch_holders,
 }

@@ -9,6 +9,7 @@ will do (Table 12); and it starts as the identity, so that a fresh BNET equals a
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,17 +20,20 @@ from torch import Tensor, nn
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
 from bnet_mm.layers.arguments import check_positive_int
 from bnet_mm.layers.cross_iteration_bn import CBN
-from bnet_mm.layers.normalizers import (
-    build_normalizer,
+from bnet_mm.layers.normalisers import (
+    build_normaliser,
     has_hooks,
     is_foreign_sync_batch_norm,
     statistics,
     with_affine,
     without_affine,
 )
+from bnet_mm.layers.scripting import refuse_scripting
+from bnet_mm.layers.statistics import uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
 from bnet_mm.ops.bnet import fused_bnet
+from bnet_mm.ops.dispatch import convolution_dtype
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -43,25 +47,47 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
     if needs_several_values and shape[0] * shape[2] * shape[3] == 1:
         raise ValueError(
             f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
-            'use a larger batch or map, or eval()'
+            'use a larger batch or map, or eval() with running statistics'
         )
 
 
-class DepthwiseTransform(nn.Module):
+class DepthwiseTransform(nn.modules.conv._ConvNd):
     """The k x k depthwise convolution with bias that replaces the affine of a norm (eq. 5).
 
-    Not an ``nn.Conv2d``: the OpenMMLab default initialisation would overwrite the identity start of one.
+    Not an ``nn.Conv2d``: hosts that initialise every one would overwrite the identity start. But of its base class, by
+    which tools know what to do with the parameters: optimizer constructors (TSM's), structured pruners.
 
     Shapes:
         weight: (C, 1, k, k); bias: (C,); input and output: (N, C, H, W).
     """
 
+    __prepare_scriptable__ = refuse_scripting
+
     def __init__(self, num_features: int, k: int, dilation: int, device=None, dtype=None) -> None:
-        super().__init__()
-        self.num_features, self.k, self.dilation = num_features, k, dilation
-        self.weight = nn.Parameter(torch.empty(num_features, 1, k, k, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
-        self.reset_parameters()
+        padding = dilation * (k // 2)
+        super().__init__(
+            num_features,
+            num_features,
+            kernel_size=(k, k),
+            stride=(1, 1),
+            padding=(padding, padding),
+            dilation=(dilation, dilation),
+            transposed=False,
+            output_padding=(0, 0),
+            groups=num_features,
+            bias=True,
+            padding_mode='zeros',
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def num_features(self) -> int:
+        return self.out_channels  # which a pruner changes
+
+    @property
+    def k(self) -> int:
+        return self.kernel_size[0]
 
     def reset_parameters(self) -> None:
         """Identity: centre tap 1, other taps 0, bias 0."""
@@ -74,16 +100,17 @@ class DepthwiseTransform(nn.Module):
         return self.weight[:, 0, self.k // 2, self.k // 2]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, torch.fx.Proxy) and select_backend(x, self.k, self.dilation) != 'reference':
-            zeros = self.bias.new_zeros(self.num_features)
-            return fused_bnet(x, zeros, zeros + 1, self.weight, self.bias)
-        # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        padding = self.dilation * (self.k // 2)
-        return F.conv2d(x, weight, bias, padding=padding, dilation=self.dilation, groups=self.num_features)
+        weight, bias = self.weight, self.bias
+        if not isinstance(x, torch.fx.Proxy):  # in which quantisation must find a convolution by the parameters alone
+            if select_backend(x, self.k, self.dilation[0]) != 'reference':
+                zeros = bias.new_zeros(self.num_features)
+                return fused_bnet(x, zeros, zeros + 1, weight, bias).to(convolution_dtype(x))
+            # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
+            weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation}'
+        return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation[0]}'
 
 
 class BNET(nn.Module):
@@ -108,8 +135,8 @@ class BNET(nn.Module):
         input and output: (N, C, H, W).
 
     Raises:
-        ValueError: For an even k, a k, dilation or num_features below 1, or a normaliser that is none of these; in
-            forward for an input that is not 4-D, has another channel count, or has a single value per channel in
+        ValueError: For an unknown option, an even k, a k, dilation or num_features below 1, or a normaliser that is
+            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value per channel in
             training mode.
 
     A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
@@ -117,6 +144,7 @@ class BNET(nn.Module):
     """
 
     _abbr_ = 'bn'  # host blocks call it bn1, bn2, bn3, as they call BN
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -129,13 +157,20 @@ class BNET(nn.Module):
         norm: str | dict[str, Any] = 'BN',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            known = [name for name in inspect.signature(BNET).parameters if name not in ('num_features', 'unknown')]
+            where = (
+                '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
+            )
+            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{where}')
         check_positive_int('BNET', 'num_features', num_features)
         check_positive_int('BNET', 'k', k, odd=True)
         check_positive_int('BNET', 'dilation', dilation)
         options = dict(eps=eps, momentum=momentum, track_running_stats=track_running_stats)
-        self.norm = build_normalizer(norm, num_features, options).to(device=device, dtype=dtype)
+        self.norm = build_normaliser(norm, num_features, options).to(device=device, dtype=dtype)
         self.bnconv = DepthwiseTransform(num_features, k, dilation, device=device, dtype=dtype)
 
     @classmethod
@@ -148,11 +183,11 @@ class BNET(nn.Module):
         Raises:
             ValueError: For any other module.
         """
-        normalizer = without_affine(norm)
+        normaliser = without_affine(norm)
         reference = next((t for t in (norm.weight, *norm.buffers()) if t is not None), torch.empty(0))
         channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
         layer = cls(channels, k, dilation, device=reference.device, dtype=reference.dtype)
-        layer.norm = normalizer
+        layer.norm = normaliser
         with torch.no_grad():
             if norm.weight is not None:
                 layer.bnconv.centre_tap().copy_(norm.weight)
@@ -214,7 +249,8 @@ class BNET(nn.Module):
         raise ValueError(f'BNET: it has no parameter of its own to register as {name!r}; its taps are bnconv.weight')
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.num_features, self.norm.training and isinstance(self.norm, nn.BatchNorm2d))
+        needs_several_values = isinstance(self.norm, nn.BatchNorm2d) and uses_batch_statistics(self.norm)
+        check_input(x, self.num_features, needs_several_values)
         y = self._fused(x)
         return self.bnconv(self.norm(x)) if y is None else y
 
@@ -222,17 +258,18 @@ class BNET(nn.Module):
         """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
         if isinstance(x, torch.fx.Proxy) or has_hooks(self.bnconv):
             return None
-        if select_backend(x, self.bnconv.k, self.bnconv.dilation) == 'reference':
+        if select_backend(x, self.bnconv.k, self.bnconv.dilation[0]) == 'reference':
             return None
         found = statistics(self.norm, x)
         if found is None:
             return None
-        x, mean, var = found
+        maps, mean, var = found
         rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
-        return fused_bnet(x, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        y = fused_bnet(maps, mean, rstd, self.bnconv.weight, self.bnconv.bias)
+        return y.to(convolution_dtype(x))
 
     def extra_repr(self) -> str:
-        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation)}'
+        return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation[0])}'
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         adapt_bnet_keys(state_dict, prefix, self)

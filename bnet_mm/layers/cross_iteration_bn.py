@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnet_mm.layers.affine_free import add_stand_ins, batch_norm, normalise
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
 from bnet_mm.layers.arguments import check_positive_int, is_lazy
-from bnet_mm.layers.sync_batch_norm import update_running_statistics
+from bnet_mm.layers.scripting import refuse_scripting
+from bnet_mm.layers.statistics import batch_norm, update_running_statistics
 from bnet_mm.ops.dispatch import is_exporting
 
 # What stands side by side of a past iteration: whether there was one (1), mean and variance (C), the weight and the
@@ -65,6 +66,8 @@ class CBN(nn.modules.batchnorm._BatchNorm):
             weight is parametrized; under activation checkpointing (``with_cp``), which would count each iteration
             twice; and in a trace or export, which would keep the history of that moment.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -135,6 +138,10 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         weight, bias = (self.weight, self.bias) if self.affine else (None, None)
         if not self._uses_history(x):
             return batch_norm(self, x, weight, bias)
+        return self._over_iterations(x, weight, bias)
+
+    @torch.compiler.disable  # it runs autograd, which must not be part of a compiled graph
+    def _over_iterations(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         count = x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
@@ -145,7 +152,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         self._remember(mean, var, count)
         if self.track_running_stats:
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        return normalise(x, joint_mean, joint_var, self.eps, weight, bias)
+        return normalise(wide, joint_mean, joint_var, self.eps, weight, bias).to(x.dtype)
 
     def _uses_history(self, x: Tensor) -> bool:
         self._check_input_dim(x)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -19,10 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import STATISTICS, move_key
-from bnet_mm.layers.affine_free import add_stand_ins, normalise, uses_batch_statistics
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
 from bnet_mm.layers.arguments import check_positive_int
-from bnet_mm.layers.sync_batch_norm import SumOverProcesses, update_running_statistics, world_size
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.layers.scripting import refuse_scripting
+from bnet_mm.layers.statistics import update_running_statistics, uses_batch_statistics
+from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
+from bnet_mm.ops.bnet import Map, fused_moments, moments
 
 
 def exact(x: Tensor) -> Tensor:
@@ -64,6 +67,7 @@ class _SwitchableNorm(nn.Module):
     """
 
     _abbr_ = 'sn'
+    __prepare_scriptable__ = refuse_scripting
     input_dim: int
 
     def __init__(
@@ -130,8 +134,13 @@ class _SwitchableNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        mean, var = self._mix(*self._statistics(x.to(torch.promote_types(x.dtype, torch.float32))))
-        return normalise(x, mean, var, self.eps, *((self.weight, self.bias) if self.affine else ()))
+        maps, mean, var = self._measure(x)
+        return normalise(maps, mean, var, self.eps, *((self.weight, self.bias) if self.affine else ())).to(x.dtype)
+
+    def _measure(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
+        """x in float32 at least, for :func:`normalise`, and the mixed mean and variance (N, C)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide, *self._mix(*self._statistics(wide))
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != self.input_dim or x.shape[1] != self.num_features:
@@ -164,12 +173,17 @@ class _SwitchableNorm(nn.Module):
         if self.bn is None:
             return [mean_in, mean_ln], [var_in, var_ln]
         if not uses_batch_statistics(self.bn):
-            return [mean_in, mean_ln, self.bn.running_mean[None]], [var_in, var_ln, self.bn.running_var[None]]
+            mean_bn, var_bn = self._running()
+            return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
         mean_bn = self._batch_mean(mean_in)
         var_bn = self._batch_mean(var_in + (mean_in - mean_bn).square())
         if self.bn.training and not self._is_empty(mean_in):
             self._track(mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance, (1, C); copies, for the backward pass may come after a training pass."""
+        return self.bn.running_mean.clone()[None], self.bn.running_var.clone()[None]
 
     def _is_empty(self, x: Tensor) -> bool:
         """Whether the batch of x (N, C) has nothing to track."""
@@ -236,7 +250,8 @@ class SN1d(_SwitchableNorm):
         if self.bn is None:
             return [mean_ln], [var_ln]
         if not uses_batch_statistics(self.bn):
-            return [mean_ln, self.bn.running_mean[None]], [var_ln, self.bn.running_var[None]]
+            mean_bn, var_bn = self._running()
+            return [mean_ln, mean_bn], [var_ln, var_bn]
         if len(x) == 1:
             raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
         var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
@@ -250,12 +265,15 @@ class SN2d(_SwitchableNorm):
 
     input_dim = 4
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`bnet_mm.layers.normalizers.statistics`."""
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Map, Tensor, Tensor]:
+        """As :func:`bnet_mm.layers.normalisers.statistics`."""
         self._check_input(x)
         pixels = x.shape[2] * x.shape[3]
-        x, mean_in, var_in = fused_moments(x, over_batch=False)
-        return x, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+        maps, mean_in, var_in = moments(x, over_batch=False)
+        return maps, *self._mix(*self._statistics_from(mean_in, var_in, pixels))
+
+    def _measure(self, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+        return self.statistics(x, moments)
 
 
 class SN3d(_SwitchableNorm):

@@ -6,6 +6,7 @@ refuses models that hold one on a CPU. In a single process it is plain batch nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnet_mm.layers.affine_free import add_stand_ins, batch_norm, normalise, take_statistics, uses_batch_statistics
-from bnet_mm.ops.bnet import fused_moments, moments
+from bnet_mm.layers.affine_free import add_stand_ins, normalise
+from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
+from bnet_mm.ops.bnet import Map, fused_moments, moments
+from bnet_mm.ops.schemas import wide_dtype
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -46,7 +49,7 @@ class _JoinStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None):
-        local = torch.cat([mean, var, mean.new_tensor([count])])
+        local = torch.cat([mean, var, mean.new_full((1,), count)])
         gathered = local.new_empty(world_size(group), local.numel())
         dist.all_gather(list(gathered), local, group=group)
         means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
@@ -115,23 +118,24 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size(self.process_group) == 1:
             return batch_norm(self, x, weight, bias)
         self._check_input_dim(x)
-        maps, mean, var = self.statistics(x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1), moments)
+        maps = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
+        maps, mean, var = self.statistics(maps, moments)
         return normalise(maps, mean, var, self.eps, weight, bias).view_as(x)
 
-    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`bnet_mm.layers.normalizers.statistics`: of the joined batch in training mode."""
+    def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
+        """As :func:`bnet_mm.layers.normalisers.statistics`: of the joined batch in training mode."""
         if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
         count = x.numel() // x.shape[1]
         if count:
             x, mean, var = moments(x, over_batch=True)
         else:  # an empty batch takes part in the collectives and adds nothing
-            mean = var = x.to(torch.promote_types(x.dtype, torch.float32)).sum((0, 2, 3))
+            mean = var = x.to(wide_dtype(x.dtype)).sum((0, 2, 3))
         total = count
         if self.training and world_size(self.process_group) > 1:
             mean, var, total = _JoinStatistics.apply(mean, var, count, self.process_group)
         # Only a process with one value or none can be part of such a batch; the others need not wait for the count.
-        if self.training and count <= 1 and total <= 1:
+        if count <= 1 and total <= 1:
             raise ValueError(
                 f'SyncBatchNorm: input must have more than one value per channel over all processes in training mode, '
                 f'got {int(total)}'
@@ -149,17 +153,3 @@ class AffineSyncBatchNorm(SyncBatchNorm):
         layer = super().from_host(norm)
         layer.affine, layer.weight, layer.bias = norm.affine, norm.weight, norm.bias
         return layer
-
-
-@torch.no_grad()
-def update_running_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """BatchNorm's rule: ``running = (1 - momentum) * running + momentum * new``; momentum None is the plain average."""
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum
-    if momentum is None:
-        momentum = 0.0 if norm.num_batches_tracked is None else 1 / norm.num_batches_tracked.item()
-    if norm.running_mean is not None:
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    if norm.running_var is not None:
-        norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)

@@ -4,24 +4,38 @@ Paper: Xu et al., arXiv 2011.14150, Algorithm 1. The two-operator form of the pa
 its two operators; here it exists in a few line buffers only, and what is kept for the backward pass is the input and
 numbers per channel.
 
-The gradient of the input goes two ways: through the transform, and through the statistics. ``moments`` therefore
-returns its input a second time. Who uses that tensor sends its gradient back through ``moments``, which adds its own
-part in place, in one elementwise pass: two passes over the map in all, as batch norm has, whatever is done with the
-moments.
+The gradient of the input goes two ways: through the transform, and through the statistics, which takes from it what is
+common to all pixels. Rounded before that, a gradient with a large common part would lose what is left. ``moments``
+therefore returns a :class:`Map`, by which the first part comes to it in float32; it adds its own and rounds once, in
+one elementwise pass: two passes over the map in all, as batch norm has, whatever is done with the moments.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from bnet_mm.ops.dispatch import select_backend
+from bnet_mm.ops.dispatch import select_backend, transforms_active
 from bnet_mm.ops.reference import bnet_reference, moments_reference
 from bnet_mm.ops.schemas import check_devices, wide_dtype
 
 
+class Map(NamedTuple):
+    """A map whose moments were taken, to be given to :func:`bnet` and to nothing else.
+
+    x: The map (N, C, H, W) itself.
+    carrier: Zeros of x's shape that take no memory, in float32 at least; the gradient of x goes to them in its place,
+        and from there to ``moments``. None if x itself is as wide and torch's own operators run.
+    """
+
+    x: Tensor
+    carrier: Tensor | None
+
+
 def bnet(
-    x: Tensor,
+    x: Tensor | Map,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor,
@@ -35,7 +49,8 @@ def bnet(
     Differentiable in all tensors, any number of times. Arithmetic is float32 (float64 for float64), rounded once.
 
     Args:
-        x: (N, C, H, W), any strides; other strides than NCHW and channels_last are copied.
+        x: (N, C, H, W), any strides; other strides than NCHW and channels_last are copied. Or what :func:`moments` has
+            returned for it.
         mean, rstd: Mean and inverse standard deviation, (C,), or (N, C) for statistics of single samples.
         weight: Taps (C, 1, k, k), k odd.
         bias: (C,).
@@ -50,14 +65,18 @@ def bnet(
         ValueError: For other shapes, devices or dtypes; the message names the argument.
         BackendError: If BNET_MM_BACKEND names a backend that cannot run this.
     """
-    _check(x, mean, rstd, weight, bias, residual)
-    if select_backend(x, weight.shape[-1], dilation) == 'reference':
-        return bnet_reference(x, mean, rstd, weight, bias, residual, relu, dilation)
-    return fused_bnet(x, mean, rstd, weight, bias, residual, relu)
+    whole, carrier = x if isinstance(x, Map) else (x, None)
+    _check(whole, mean, rstd, weight, bias, residual)
+    if select_backend(whole, weight.shape[-1], dilation) != 'reference':
+        return fused_bnet(x, mean, rstd, weight, bias, residual, relu)
+    if carrier is not None:
+        y = bnet_reference(whole.detach() + carrier, mean, rstd, weight, bias, residual, relu, dilation)
+        return y.to(whole.dtype)
+    return bnet_reference(whole, mean, rstd, weight, bias, residual, relu, dilation)
 
 
 def fused_bnet(
-    x: Tensor,
+    x: Tensor | Map,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor,
@@ -66,29 +85,30 @@ def fused_bnet(
     relu: bool = False,
 ) -> Tensor:
     """:func:`bnet` by the compiled backend that :func:`select_backend` has named for x."""
+    x, carrier = x if isinstance(x, Map) else (x, None)
     dtype = wide_dtype(x.dtype)
-    numbers = (tensor.to(dtype) for tensor in (mean, rstd, weight, bias))
-    return _Transform.apply(x, *numbers, residual, relu)
+    # What is not differentiated may be a running buffer, which a later pass changes before the backward pass of this.
+    mean, rstd = (t.to(dtype, copy=torch.is_grad_enabled() and not t.requires_grad) for t in (mean, rstd))
+    return _Transform.apply(x, carrier, mean, rstd, weight.to(dtype), bias.to(dtype), residual, relu)
 
 
-def moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+def moments(x: Tensor, over_batch: bool) -> tuple[Map, Tensor, Tensor]:
     """Mean and biased variance of each channel of x (N, C, H, W), over the batch or for each sample.
 
-    For the layers only: the first return value is easily misused.
-
     Returns:
-        x itself, mean and variance, (C,) or (N, C), float32 or float64. Give the returned x, and not the argument, to
-        :func:`bnet` and to nothing else: the backward pass adds the gradient through the moments to its gradient in
-        place.
+        The map for :func:`bnet`, mean and variance, (C,) or (N, C), float32 or float64.
     """
-    if select_backend(x, 1) == 'reference':
-        return (x, *moments_reference(x, over_batch))
-    return fused_moments(x, over_batch)
+    if select_backend(x, 1) != 'reference':
+        return fused_moments(x, over_batch)
+    wide = x.to(wide_dtype(x.dtype))
+    carrier = None if wide is x else wide - wide.detach()
+    return (Map(x, carrier), *moments_reference(wide, over_batch))
 
 
-def fused_moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+def fused_moments(x: Tensor, over_batch: bool) -> tuple[Map, Tensor, Tensor]:
     """:func:`moments` by the compiled backend that :func:`select_backend` has named for x."""
-    return _Moments.apply(x, over_batch)
+    carrier, mean, var = _Moments.apply(x, over_batch)
+    return Map(x, carrier), mean, var
 
 
 def _check(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
@@ -113,26 +133,39 @@ def _check(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, 
 
 
 class _Transform(torch.autograd.Function):
+    """The gradient of x, in float32 at least, is that of ``carrier`` if there is one."""
+
     @staticmethod
-    def forward(ctx, x, mean, rstd, weight, bias, residual, relu):
+    def forward(ctx, x, carrier, mean, rstd, weight, bias, residual, relu):
         y = torch.ops.bnet_mm.forward(x, mean, rstd, weight, bias, residual, relu)
+        ctx.carried = carrier is not None
         ctx.save_for_backward(x, mean, rstd, weight, bias, residual if relu else None, y if relu else None)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         x, mean, rstd, weight, bias, residual, y = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: what is differentiated again is the reference
+        needs = list(ctx.needs_input_grad[:-1])
+        needs.pop(0 if ctx.carried else 1)
+        if torch.is_grad_enabled() or transforms_active(grad):
+
+            def reference(*tensors):
+                return bnet_reference(*tensors, y is not None).to(grad.dtype)
+
             inputs = (x, mean, rstd, weight, bias, residual)
-            grads = _differentiable(lambda *tensors: bnet_reference(*tensors, y is not None), inputs, needs, grad)
-            return *grads[:5], grads[5] if y is not None else (grad if needs[5] else None), None
-        if y is not None:
-            grad = grad.masked_fill(y <= 0, 0)  # a NaN lets it pass, as in torch
-        needs_statistics = needs[1] or needs[2]
-        grads = torch.ops.bnet_mm.backward(grad, x, mean, rstd, weight, needs[3], needs_statistics)
-        grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = grads
-        return grad_x, grad_mean, grad_rstd, grad_weight, grad_bias, grad if needs[5] else None, None
+            grads = _differentiable(reference, inputs, needs, grad)
+            if y is None and needs[5]:
+                grads[5] = grad
+        else:
+            if y is not None:
+                grad = grad.masked_fill(y <= 0, 0)  # a NaN lets it pass, as in torch
+            grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = torch.ops.bnet_mm.backward(
+                grad, x, mean, rstd, weight, needs[3], needs[1] or needs[2], ctx.carried
+            )
+            grad_weight, grad_bias = _in_strides_of(weight, grad_weight), _in_strides_of(bias, grad_bias)
+            grads = [grad_x, grad_mean, grad_rstd, grad_weight, grad_bias, grad if needs[5] else None]
+        grads.insert(0 if ctx.carried else 1, None)
+        return *grads, None
 
 
 class _Moments(torch.autograd.Function):
@@ -141,25 +174,36 @@ class _Moments(torch.autograd.Function):
         mean, var = torch.ops.bnet_mm.moments(x, over_batch)
         ctx.save_for_backward(x, mean)
         ctx.over_batch = over_batch
-        return x.view_as(x), mean, var
+        return mean.new_zeros(()).expand(x.shape), mean, var
 
     @staticmethod
-    def backward(ctx, grad_x, grad_mean, grad_var):
+    def backward(ctx, grad, grad_mean, grad_var):
         x, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grads = _differentiable(
+        if torch.is_grad_enabled() or transforms_active(grad, grad_mean, grad_var):
+            (through_moments,) = _differentiable(
                 lambda x: moments_reference(x, ctx.over_batch), (x,), (True,), (grad_mean, grad_var)
             )
-            return grad_x + grads[0], None
-        torch.ops.bnet_mm.moments_backward(grad_x, x, mean, grad_mean, grad_var)
-        return grad_x, None
+            return (grad + through_moments).to(x.dtype), None
+        if grad.dtype != x.dtype:
+            return torch.ops.bnet_mm.moments_backward_rounded(grad, x, mean, grad_mean, grad_var), None
+        torch.ops.bnet_mm.moments_backward(grad, x, mean, grad_mean, grad_var)  # nobody else has this gradient
+        return grad, None
+
+
+def _in_strides_of(parameter: Tensor, grad: Tensor) -> Tensor:
+    """DistributedDataParallel wants gradients in the strides of their parameters, those of a single element too."""
+    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
 
 
 def _differentiable(function, inputs, needs, grads) -> list[Tensor | None]:
-    """Gradients of ``function`` in those ``inputs`` that need one, by torch's own operators."""
-    # Aliases, so that a gradient does not also flow from one input to another on which it depends.
-    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    wanted = [tensor for tensor, need in zip(inputs, needs) if need and tensor is not None]
-    found = torch.autograd.grad(function(*inputs), wanted, grads, create_graph=True)
-    found = iter(found)
+    """Gradients of ``function`` in those ``inputs`` that need one, in float32 at least, by torch's own operators.
+
+    They can be differentiated again, and have rules for every function transform.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that a gradient does not also flow from one input to another on which it depends.
+        inputs = [None if t is None else t.to(wide_dtype(t.dtype)).view_as(t) for t in inputs]
+        wanted = [tensor for tensor, need in zip(inputs, needs) if need and tensor is not None]
+        found = iter(torch.autograd.grad(function(*inputs), wanted, grads, create_graph=create_graph))
     return [next(found) if need and tensor is not None else None for tensor, need in zip(inputs, needs)]

@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from bnet_mm.ops import schemas  # noqa: F401  (declares torch.ops.bnet_mm)
+from bnet_mm.ops import flops, schemas  # noqa: F401  (declare torch.ops.bnet_mm)
 from bnet_mm.ops.limits import CPP_DTYPES, KERNEL_SIZES, TRITON_DTYPES
 
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # since torch 2.7
-# torch.func and vmap; there is no public question for it
-transforms_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
+# torch has no public questions for these
+_functorch_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
+_is_legacy_batched = getattr(getattr(torch._C, '_functorch', None), 'is_legacy_batchedtensor', lambda tensor: False)
 VARIABLE = 'BNET_MM_BACKEND'
 
 
@@ -103,15 +105,34 @@ def choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) 
     return 'reference'
 
 
+def transforms_active(*tensors: Tensor) -> bool:
+    """Whether torch.func, vmap or forward-mode differentiation is at work, for which the kernels have no rules."""
+    if torch.compiler.is_compiling():
+        return _functorch_active()
+    return _functorch_active() or forward_ad._current_level >= 0 or any(map(_is_legacy_batched, tensors))
+
+
 def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     """The name of the backend that runs :func:`bnet_mm.ops.bnet` on x: 'cpp', 'triton' or 'reference'.
 
     Raises:
         ValueError, BackendError: As :func:`choose`.
     """
-    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or transforms_active():
+    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or transforms_active(x):
         return 'reference'  # nothing to do, or torch's own operators, which graphs can hold and torch.func transforms
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
+
+
+def convolution_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of torch's convolutions of x: autocast's, where that is on."""
+    device = x.device.type
+    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    elif device == 'cpu':
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return dtype if enabled and x.dtype != torch.float64 else x.dtype
 
 
 def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:

@@ -13,11 +13,16 @@ LIBRARY.define(
     'forward(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual, bool relu) -> Tensor'
 )
 LIBRARY.define(
-    'backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, bool needs_weight, bool needs_statistics)'
+    'backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, bool needs_weight, bool needs_statistics,'
+    ' bool wide_grad_x=False)'
     ' -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_mean, Tensor grad_rstd)'
 )
 LIBRARY.define('moments(Tensor x, bool over_batch) -> (Tensor mean, Tensor var)')
 LIBRARY.define('moments_backward(Tensor(a!) grad_x, Tensor x, Tensor mean, Tensor grad_mean, Tensor grad_var) -> ()')
+# The same for a grad that is wider than x, rounded to x's dtype.
+LIBRARY.define(
+    'moments_backward_rounded(Tensor grad, Tensor x, Tensor mean, Tensor grad_mean, Tensor grad_var) -> Tensor grad_x'
+)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,10 +30,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def like_map(x: Tensor) -> Tensor:
+def like_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor as the kernels return it: NCHW or channels_last as x, contiguous for any other strides."""
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(x, dtype=dtype, memory_format=memory_format)
 
 
 def check_devices(x: Tensor, **others: Tensor | None) -> None:
@@ -45,10 +51,11 @@ def _(x, mean, rstd, weight, bias, residual, relu):
 
 
 @torch.library.impl(LIBRARY, 'backward', 'Meta')
-def _(grad, x, mean, rstd, weight, needs_weight, needs_statistics):
+def _(grad, x, mean, rstd, weight, needs_weight, needs_statistics, wide_grad_x=False):
     check_devices(x, grad=grad, mean=mean, rstd=rstd, weight=weight)
+    grad_x = like_map(x, wide_dtype(x.dtype) if wide_grad_x else None)
     numbers = weight.new_empty(weight.shape[0])
-    return like_map(x), torch.empty_like(weight).contiguous(), numbers, torch.empty_like(mean), torch.empty_like(rstd)
+    return grad_x, weight.new_empty(weight.shape), numbers, torch.empty_like(mean), torch.empty_like(rstd)
 
 
 @torch.library.impl(LIBRARY, 'moments', 'Meta')
@@ -60,3 +67,9 @@ def _(x, over_batch):
 @torch.library.impl(LIBRARY, 'moments_backward', 'Meta')
 def _(grad_x, x, mean, grad_mean, grad_var):
     check_devices(x, grad_x=grad_x, mean=mean, grad_mean=grad_mean, grad_var=grad_var)
+
+
+@torch.library.impl(LIBRARY, 'moments_backward_rounded', 'Meta')
+def _(grad, x, mean, grad_mean, grad_var):
+    check_devices(x, grad=grad, mean=mean, grad_mean=grad_mean, grad_var=grad_var)
+    return like_map(x)

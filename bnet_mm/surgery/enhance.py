@@ -16,7 +16,7 @@ from torch import nn
 from bnet_mm.layers import BNET, BNConv, FReLU, SN1d, SN2d, SN3d
 from bnet_mm.layers.arguments import is_lazy
 from bnet_mm.layers.holders import convolution_before
-from bnet_mm.layers.normalizers import can_be_normalizer
+from bnet_mm.layers.normalisers import can_be_normaliser
 from bnet_mm.messages import first_of
 from bnet_mm.surgery.modules import is_changed, is_norm, replace_modules
 from bnet_mm.surgery.positions import POSITIONS, norm_names
@@ -193,7 +193,7 @@ def _why_not_bnet(model: nn.Module, name: str, norm: nn.Module) -> str:
     """Why this norm cannot become BNET; empty if it can."""
     if isinstance(norm, BNET):
         return 'BNET already'
-    if not can_be_normalizer(norm):
+    if not can_be_normaliser(norm):
         return f'{type(norm).__name__} is no norm that BNET can hold'
     if is_changed(norm):
         return 'it has hooks or a parametrization, which would be lost'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from bnet_mm.layers import BNET, CBN
-from bnet_mm.layers.normalizers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
+from bnet_mm.layers.normalisers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.messages import first_of
 from bnet_mm.surgery.modules import is_changed, is_norm
+from bnet_mm.surgery.partial_calls import sequentials_in_parts
 from bnet_mm.surgery.report import Report
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -29,7 +32,7 @@ BATCH_NORM_FORWARDS = {kind.forward for kind in (BatchNorm, AffineFreeBatchNorm2
 TRIAL_SIZES = {2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
 
 
-def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) -> Report:
+def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None, conv2d: bool = False) -> Report:
     """Fold the running statistics of batch norms and BNET layers into the convolutions before them.
 
     A norm is folded if it directly follows a 2-D or 3-D convolution that nothing else uses. ``nn.Sequential`` and
@@ -41,9 +44,14 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
         model: Any torch model in evaluation mode.
         inplace: Change ``model`` itself; False for a copy.
         inputs: Arguments to call the model with. If given, a copy is folded first and its outputs are compared.
+        conv2d: Leave the depthwise convolutions as ``nn.Conv2d``, for tools that know torch's classes only, such as
+            quantisers; without BNET's kernels.
 
     Returns:
         A report: which norms were folded, and which not and why.
+
+    Warns:
+        UserWarning: For an ``nn.Sequential`` whose owner takes it apart, if there are no ``inputs`` to compare.
 
     Raises:
         ValueError: If the model or one of its norms is in training mode, or if it does not compute the same on
@@ -54,17 +62,21 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
         raise ValueError(
             f'fold: the model must be in evaluation mode, call eval(); {training[0] or "it"} is in training mode'
         )
-    if inputs is not None:
-        trial = fold(model, inplace=False)
-        if not _same(_outputs(model, *inputs), _outputs(trial.model, *inputs)):
-            raise ValueError(
-                'fold: the folded model does not compute the same on inputs: a part of it is not called as a whole, or '
-                'uses the output of a convolution besides its norm'
-            )
-        if not inplace:
-            return trial
-    report = Report('folded', model if inplace else copy.deepcopy(model))
-    model = report.model
+    if inputs is None:
+        report = _fold(model if inplace else copy.deepcopy(model), conv2d)
+        _warn_of_parts(report)
+        return report
+    trial = _fold(copy.deepcopy(model), conv2d)
+    if not _same(_outputs(model, *inputs), _outputs(trial.model, *inputs)):
+        raise ValueError(
+            'fold: the folded model does not compute the same on inputs: a part of it is not called as a whole, or '
+            'uses the output of a convolution besides its norm'
+        )
+    return _fold(model, conv2d) if inplace else trial
+
+
+def _fold(model: nn.Module, conv2d: bool) -> Report:
+    report = Report('folded', model)
     names = {module: name for name, module in model.named_modules()}
     shared = _shared(model)
     norms = [m for m in names if isinstance(m, BNET) or is_norm(m)]
@@ -83,8 +95,23 @@ def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None) ->
             for pair in possible:
                 if not reasons[pair.norm]:
                     report.changed[names[pair.norm]] = _what_was_done(pair, names[pair.conv])
+                    if conv2d and _keeps_transform(pair.norm):
+                        setattr(pair.norm_holder, pair.attribute, _as_conv2d(pair.norm.bnconv))
     report.kept = {names[norm]: reason for norm, reason in reasons.items() if reason}
     return report
+
+
+def _warn_of_parts(report: Report) -> None:
+    """Say which of the folded norms are in a Sequential that may not be called as a whole."""
+    names = {module: name for name, module in report.model.named_modules()}
+    for module, owner in sequentials_in_parts(report.model):
+        folded = [name for name in report.changed if name.rpartition('.')[0] == names[module]]
+        if folded:
+            warnings.warn(
+                f'fold: {owner} takes the Sequential {names[module]} apart; if it uses the output of a convolution in '
+                f'it before the norm ({first_of(folded)}), the result is wrong: give inputs=(...), and fold compares',
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)
@@ -125,14 +152,14 @@ def _shared(model: nn.Module) -> set[nn.Module]:
 
 def _why_not_foldable(norm: nn.Module) -> str:
     """Why this norm cannot be folded at all; empty if it can."""
-    normalizer = norm.norm if isinstance(norm, BNET) else norm
-    foreign = is_foreign_sync_batch_norm(normalizer)
-    if not foreign and not isinstance(normalizer, BatchNorm):
-        return f'{type(normalizer).__name__} takes statistics from its input'
-    if not foreign and type(normalizer).forward not in BATCH_NORM_FORWARDS:
-        return f'{type(normalizer).__name__} has a forward of its own'
-    if normalizer.running_mean is None:
-        return f'{type(normalizer).__name__} tracks no running statistics'
+    normaliser = norm.norm if isinstance(norm, BNET) else norm
+    foreign = is_foreign_sync_batch_norm(normaliser)
+    if not foreign and not isinstance(normaliser, BatchNorm):
+        return f'{type(normaliser).__name__} takes statistics from its input'
+    if not foreign and type(normaliser).forward not in BATCH_NORM_FORWARDS:
+        return f'{type(normaliser).__name__} has a forward of its own'
+    if normaliser.running_mean is None:
+        return f'{type(normaliser).__name__} tracks no running statistics'
     return ''
 
 
@@ -270,10 +297,10 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 def _fold_into(pair: Pair) -> None:
     """Scale and shift the convolution's output as the normalisation does, and the affine where nothing else is left."""
     conv, norm = pair.conv, pair.norm
-    normalizer, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
+    normaliser, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
     with torch.no_grad():
-        scale = (normalizer.running_var.double() + normalizer.eps).rsqrt()
-        shift = -normalizer.running_mean.double() * scale
+        scale = (normaliser.running_var.double() + normaliser.eps).rsqrt()
+        shift = -normaliser.running_mean.double() * scale
         if not _keeps_transform(norm) and getattr(norm, 'affine', True):
             if norm.weight is not None:
                 scale, shift = scale * norm.weight.double(), shift * norm.weight.double()
@@ -297,6 +324,14 @@ def _transform_alone(norm: nn.Module) -> nn.Module:
     if not _keeps_transform(norm):
         return nn.Identity()
     return norm.bnconv.eval()
+
+
+def _as_conv2d(transform: nn.Module) -> nn.Conv2d:
+    """torch's own depthwise convolution, with the very parameters of a transform."""
+    options = dict(padding=transform.padding, dilation=transform.dilation, groups=transform.groups, device='meta')
+    conv = nn.Conv2d(transform.in_channels, transform.out_channels, transform.kernel_size, **options)
+    conv.weight, conv.bias = transform.weight, transform.bias
+    return conv.eval()
 
 
 def _what_was_done(pair: Pair, conv: str) -> str:

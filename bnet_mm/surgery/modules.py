@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnet_mm.layers.normalizers import can_be_normalizer, has_hooks
+from bnet_mm.layers.normalisers import can_be_normaliser, has_hooks
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a person would call this module a norm."""
     known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
-    return isinstance(module, known) or can_be_normalizer(module)
+    return isinstance(module, known) or can_be_normaliser(module)
 
 
 def is_changed(module: nn.Module) -> bool:

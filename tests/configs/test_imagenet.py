@@ -96,7 +96,7 @@ def test_imagenet_model(build, name):
     assert all(p.requires_grad for p in model.parameters()) and all(module.training for module in model.modules())
     if match := re.search(r'bnet(\d)', name):
         assert {layer.bnconv.k for layer in bnets.values()} == {int(match[1])}
-    assert {layer.bnconv.dilation for layer in bnets.values()} <= {2 if 'dilated2' in name else 1}
+    assert {layer.bnconv.dilation[0] for layer in bnets.values()} <= {2 if 'dilated2' in name else 1}
     if printed:
         assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == printed
 

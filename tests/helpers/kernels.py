@@ -139,7 +139,9 @@ def check_moments(shape, over_batch, channels_last):
         if channels_last:
             x = x.contiguous(memory_format=CHANNELS_LAST)
         same, mean, var = moments(x, over_batch)
-        assert same.data_ptr() == x.data_ptr() and mean.dtype == var.dtype == torch.promote_types(dtype, torch.float32)
+        assert same.x.data_ptr() == x.data_ptr() and mean.dtype == var.dtype == torch.promote_types(
+            dtype, torch.float32
+        )
         want = torch.var_mean(x.double(), dims, correction=0)
         theirs = torch.var_mean(x.to(mean.dtype), dims, correction=0)
         for got, their, exact in zip((var, mean), theirs, want):

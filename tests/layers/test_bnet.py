@@ -21,7 +21,8 @@ def expected(layer, x):
     mean, var = layer.norm.running_mean, layer.norm.running_var
     if layer.training or mean is None:
         mean, var = reference.batch_statistics(x)
-    return reference.bnet(x, layer.bnconv.weight, layer.bnconv.bias, mean, var, layer.norm.eps, layer.bnconv.dilation)
+    dilation = layer.bnconv.dilation[0]
+    return reference.bnet(x, layer.bnconv.weight, layer.bnconv.bias, mean, var, layer.norm.eps, dilation)
 
 
 @pytest.mark.parametrize('training', [True, False])

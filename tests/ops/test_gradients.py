@@ -48,7 +48,7 @@ def test_gradcheck_with_batch_statistics(k, over_batch, channels_last, backend, 
 
 @compiled
 def test_gradcheck_of_moments_alone():
-    for over_batch, outputs in itertools.product((True, False), ((0,), (1,), (2,), (1, 2), (0, 1, 2))):
+    for over_batch, outputs in itertools.product((True, False), ((1,), (2,), (1, 2))):
         x = torch.randn(2, 2, 3, 3, requires_grad=True, **DOUBLE)
         assert torch.autograd.gradcheck(lambda x: [moments(x, over_batch)[i] for i in outputs], x)  # noqa: B023
 

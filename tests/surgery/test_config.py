@@ -47,7 +47,7 @@ def test_bn_conv_and_frelu_through_with_bnet(scope):
 @pytest.mark.usefixtures('mmdet_scope')
 def test_dilation():
     layer = backbone(bnet=dict(k=3, dilation=2)).layer1[0].bn3
-    assert (layer.bnconv.k, layer.bnconv.dilation) == (3, 2)
+    assert (layer.bnconv.k, layer.bnconv.dilation[0]) == (3, 2)
 
 
 @pytest.mark.usefixtures('mmdet_scope')

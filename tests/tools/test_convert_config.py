@@ -44,7 +44,7 @@ def test_convert_config_and_its_checkpoint(tmp_path):
     assert 'enhanced 16 of 20 norms of RetinaNet' in done.stdout and 'wrote sub/new.py and sub/new.pth' in done.stdout
     assert sorted(os.listdir(tmp_path / 'sub')) == ['new.pth', 'new.py']
     text = (tmp_path / 'sub/new.py').read_text()
-    assert text.count('\n') == 4 and "_base_ = '../old.py'" in text
+    assert text.count('\n') == 5 and "_base_ = '../old.py'" in text
     cfg = Config.fromfile(tmp_path / 'sub/new.py')
     assert cfg.custom_imports['imports'] == ['colorsys', 'bnet_mm'] and cfg.model.bbox_head.num_classes == 3
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -75,7 +75,7 @@ def test_convert_config_and_its_checkpoint(tmp_path):
     (['old.py', '-o', 'new.py', '--k', '4'], 'k must be a positive odd integer, got 4'),
     (['old.py', '-o', 'new.py', '--where', 'nowhere'], "no norm to replace at where='nowhere' in RetinaNet"),
     (['old.py', '-o', 'new.py', '--from-checkpoint', 'nix.pth'], 'nix.pth'),
-    (['mmdet::nix.py', '-o', 'new.py'], 'config mmdet::nix.py cannot be inherited from'),
+    (['mmdet::nix.py', '-o', 'new.py'], 'mmdet has no config nix.py; the nearest are'),
 ], ids=lambda value: value if isinstance(value, str) else None)  # fmt: skip
 def test_convert_config_refuses_before_writing(tmp_path, monkeypatch, arguments, message):
     """In one process: what a user sees is the same sentence."""
@@ -89,3 +89,67 @@ def test_convert_config_refuses_before_writing(tmp_path, monkeypatch, arguments,
     with pytest.raises(convert_config.UserError, match=re.escape(message)):
         convert_config.main()
     assert sorted(os.listdir(tmp_path)) == ['bnet.py', 'empty.py', 'old.py']
+
+
+NAMED_RUN = (
+    RETINANET
+    + """
+work_dir = 'runs/bn/'
+load_from = 'old.pth'
+resume = True
+visualizer = dict(name='v', vis_backends=[dict(type='WandbVisBackend', init_kwargs=dict(project='p', name='bn'))])
+"""
+)
+
+
+def test_runs_do_not_share_what_names_them(tmp_path):
+    """A work_dir of its own, also two levels below; everything else that names a run is said."""
+    import_host_models('mmdet')
+    (tmp_path / 'named.py').write_text(NAMED_RUN)
+    (tmp_path / 'old.py').write_text("_base_ = 'named.py'\n")
+    done = convert('old.py', '-o', 'new.py', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.work_dir == 'runs/new' and cfg.load_from == 'old.pth'
+    said = [line for line in done.stdout.splitlines() if line.startswith('inherited from old.py')]
+    places = ['load_from', 'resume', 'visualizer.vis_backends.0.init_kwargs.project']
+    places.append('visualizer.vis_backends.0.init_kwargs.name')
+    assert sorted(line.split(': ')[1].split(' = ')[0] for line in said) == sorted(places)
+    assert 'work_dir is runs/new, since that of old.py is runs/bn/' in done.stdout
+
+
+def test_without_a_work_dir_nothing_is_said(tmp_path):
+    import_host_models('mmdet')
+    (tmp_path / 'old.py').write_text(RETINANET)
+    done = convert('old.py', '-o', 'new.py', cwd=tmp_path)
+    assert 'work_dir' not in done.stdout + (tmp_path / 'new.py').read_text() and 'inherited' not in done.stdout
+
+
+def test_converted_checkpoint_is_what_the_new_config_loads(tmp_path, monkeypatch):
+    """From any folder; and the output says how to test at once."""
+    import_host_models('mmdet')
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'old.py').write_text(NAMED_RUN)
+    cfg = Config.fromfile(tmp_path / 'old.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'bn.pth')
+    done = convert('old.py', '-o', 'sub/new.py', '--from-checkpoint', 'bn.pth', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'python tools/test.py sub/new.py sub/new.pth' in done.stdout and 'load_from = ' not in done.stdout
+    for folder in (tmp_path, tmp_path / 'sub'):
+        monkeypatch.chdir(folder)
+        assert os.path.samefile(Config.fromfile(tmp_path / 'sub/new.py').load_from, tmp_path / 'sub/new.pth')
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['mmdet::nope.py'], 'mmdet has no config nope.py; the nearest are mmdet::'),
+    (['mmdet::retinanet/retinanet_r50_fpn_1x_coc'], 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'),
+    (['mmnope::a.py'], 'mmnope is not installed'),
+    ([f'{REPO}/configs/faster_rcnn_r50_bnet5_1x.py', '--k', 4], '--k must be a positive odd integer, got 4'),
+    ([f'{REPO}/configs/faster_rcnn_r50_bnet5_1x.py'], '--cfg-options model.backbone.bnet.k=7'),
+])  # fmt: skip
+def test_what_a_newcomer_types_wrong(arguments, message, tmp_path):
+    import_host_models('mmdet')
+    done = convert(*arguments, '-o', 'x.py', cwd=tmp_path)
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not os.listdir(tmp_path)

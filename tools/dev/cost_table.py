@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from bnet_mm.cli import UserError, load_config, run_tool
 from bnet_mm.engine.runner import build_model
 from bnet_mm.layers.bnet import DepthwiseTransform
-from bnet_mm.layers.normalizers import AffineFreeBatchNorm2d
+from bnet_mm.layers.normalisers import AffineFreeBatchNorm2d
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LIBRARIES = {

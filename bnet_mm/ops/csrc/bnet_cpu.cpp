@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -57,22 +58,40 @@ namespace {
 
 enum class Instructions { generic, avx2, avx512 };
 
-// What torch itself uses here; ATEN_CPU_CAPABILITY lowers it.
-Instructions instructions() {
-#ifdef BNET_MM_X86
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return Instructions::avx512;
-  if (capability == "AVX2") return Instructions::avx2;
-#endif
-  return Instructions::generic;
-}
-
-std::string instruction_set() {
-  switch (instructions()) {
+std::string name_of(Instructions set) {
+  switch (set) {
     case Instructions::avx512: return "AVX-512";
     case Instructions::avx2: return "AVX2";
     default: return "generic";
   }
+}
+
+// The set for torch's word on its own kernels, on a processor that has these. ATEN_CPU_CAPABILITY can make torch name
+// one that the processor does not have, whose first instruction would end the process.
+Instructions choose(const std::string& capability, bool avx2, bool avx512) {
+  const Instructions has = avx512 ? Instructions::avx512 : avx2 ? Instructions::avx2 : Instructions::generic;
+  const Instructions wanted = capability == "AVX512" ? Instructions::avx512
+                              : capability == "AVX2" ? Instructions::avx2
+                                                     : Instructions::generic;
+  if (wanted > has) {
+    TORCH_WARN_ONCE("bnet: ATEN_CPU_CAPABILITY asks for ", name_of(wanted), ", this processor has ", name_of(has),
+                    ", which is used");
+  }
+  return std::min(wanted, has);
+}
+
+Instructions instructions() {
+#ifdef BNET_MM_X86
+  static const Instructions set = [] {
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return choose(at::get_cpu_capability(), avx2, avx512);
+  }();
+  return set;
+#else
+  return Instructions::generic;
+#endif
 }
 
 bool is_channels_last(const at::Tensor& x) {
@@ -131,7 +150,7 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
   const auto residual = residual_ ? in_format(*residual_, channels_last) : at::Tensor();
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous();
   const auto weight = weight_.contiguous(), bias = bias_.contiguous();
-  auto y = LargeMaps::empty_like(x);
+  auto y = LargeMaps::empty_like(x, x.scalar_type());
   if (!x.numel()) return y;
   WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
     loops::forward<K>(sizes_of(x), x.const_data_ptr<S>(), mean.const_data_ptr<A>(), rstd.const_data_ptr<A>(),
@@ -142,7 +161,7 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad_, const at::Tensor& x_, const at::Tensor& mean_, const at::Tensor& rstd_,
-    const at::Tensor& weight_, bool needs_weight, bool needs_statistics) {
+    const at::Tensor& weight_, bool needs_weight, bool needs_statistics, bool wide_grad_x) {
   check_map(x_, "x");
   check_like(grad_, x_, "grad");
   check_statistics(mean_, rstd_, x_);
@@ -150,14 +169,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   const bool channels_last = is_channels_last(x_);
   const auto x = in_format(x_, channels_last), grad = in_format(grad_, channels_last);
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous(), weight = weight_.contiguous();
-  auto grad_x = LargeMaps::empty_like(x);
+  auto grad_x = LargeMaps::empty_like(x, wide_grad_x ? wide(x) : x.scalar_type());
   const auto size = sizes_of(x);
   auto sums = at::zeros({size.batch, size.channels, taps + 3}, x.options().dtype(at::kDouble));
   if (x.numel()) {
     WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
-      loops::backward<K>(size, grad.const_data_ptr<S>(), x.const_data_ptr<S>(), mean.const_data_ptr<A>(),
-                         rstd.const_data_ptr<A>(), sample_stride(mean), weight.const_data_ptr<A>(), needs_weight,
-                         needs_statistics, grad_x.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>());))
+      const auto run = [&](auto* out) {
+        loops::template backward<K>(size, grad.const_data_ptr<S>(), x.const_data_ptr<S>(), mean.const_data_ptr<A>(),
+                                    rstd.const_data_ptr<A>(), sample_stride(mean), weight.const_data_ptr<A>(),
+                                    needs_weight, needs_statistics, out, sums.mutable_data_ptr<double>());
+      };
+      if (wide_grad_x) run(grad_x.mutable_data_ptr<A>());
+      else run(grad_x.mutable_data_ptr<S>());))
   }
   const auto total = sums.sum(0);
   // d/d mean = -rstd * sum(g^); d/d rstd = sum(g^ * (x - mean)) = sum(g^ * x^) / rstd
@@ -165,7 +188,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   const auto grad_mean = -statistics.select(-1, taps + 1) * rstd;
   const auto grad_rstd = statistics.select(-1, taps + 2) / rstd;
   const auto dtype = wide(x);
-  return {grad_x, total.narrow(1, 0, taps).reshape(weight.sizes()).to(dtype), total.select(1, taps).to(dtype),
+  return {grad_x, total.narrow(1, 0, taps).reshape(weight.sizes()).to(dtype).contiguous(), total.select(1, taps).to(dtype).contiguous(),
           grad_mean.to(dtype), grad_rstd.to(dtype)};
 }
 
@@ -188,10 +211,9 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x_, bool over_batch
   return {mean.to(wide(x)), var.to(wide(x))};
 }
 
-void moments_backward(at::Tensor& grad_x, const at::Tensor& x_, const at::Tensor& mean_, const at::Tensor& grad_mean,
-                      const at::Tensor& grad_var) {
-  check_map(x_, "x");
-  check_like(grad_x, x_, "grad_x");
+// grad_x = grad plus what comes through the moments; grad may be grad_x, and both are in the format that is said.
+void add_moments(const at::Tensor& grad, at::Tensor& grad_x, const at::Tensor& x_, const at::Tensor& mean_,
+                 const at::Tensor& grad_mean, const at::Tensor& grad_var, bool channels_last) {
   check_numbers(mean_, x_, true, "mean");
   check_numbers(grad_mean, x_, true, "grad_mean");
   check_numbers(grad_var, x_, true, "grad_var");
@@ -199,22 +221,46 @@ void moments_backward(at::Tensor& grad_x, const at::Tensor& x_, const at::Tensor
                     "bnet: mean, grad_mean and grad_var must have one shape, got ", mean_.sizes(), ", ",
                     grad_mean.sizes(), " and ", grad_var.sizes());
   if (!x_.numel()) return;
-  const bool channels_last = is_channels_last(grad_x);
-  TORCH_CHECK_VALUE(channels_last || grad_x.is_contiguous(), "bnet: grad_x must be contiguous, NCHW or channels_last");
   const auto x = in_format(x_, channels_last);
   const auto size = sizes_of(x);
   const double count = static_cast<double>(size.pixels() * (mean_.dim() == 2 ? 1 : size.batch));
   const auto mean = mean_.contiguous(), shift = (grad_mean / count).contiguous();
   const auto scale = (grad_var * (2 / count)).contiguous();
   WITH_TYPES(x, channels_last,
-    loops::add_moments(size, grad_x.mutable_data_ptr<S>(), x.const_data_ptr<S>(), mean.const_data_ptr<A>(),
-                       shift.const_data_ptr<A>(), scale.const_data_ptr<A>(), sample_stride(mean));)
+    const auto run = [&](const auto* from) {
+      loops::add_moments(size, from, grad_x.mutable_data_ptr<S>(), x.const_data_ptr<S>(), mean.const_data_ptr<A>(),
+                         shift.const_data_ptr<A>(), scale.const_data_ptr<A>(), sample_stride(mean));
+    };
+    if (grad.scalar_type() == x.scalar_type()) run(grad.const_data_ptr<S>());
+    else run(grad.const_data_ptr<A>());)
+}
+
+void moments_backward(at::Tensor& grad_x, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& grad_mean,
+                      const at::Tensor& grad_var) {
+  check_map(x, "x");
+  check_like(grad_x, x, "grad_x");
+  const bool channels_last = is_channels_last(grad_x);
+  TORCH_CHECK_VALUE(channels_last || grad_x.is_contiguous(), "bnet: grad_x must be contiguous, NCHW or channels_last");
+  add_moments(grad_x, grad_x, x, mean, grad_mean, grad_var, channels_last);
+}
+
+at::Tensor moments_backward_rounded(const at::Tensor& grad, const at::Tensor& x_, const at::Tensor& mean,
+                                    const at::Tensor& grad_mean, const at::Tensor& grad_var) {
+  check_map(x_, "x");
+  check_like(grad, x_, wide(x_), "grad");
+  const bool channels_last = is_channels_last(x_);
+  const auto x = in_format(x_, channels_last);
+  auto grad_x = LargeMaps::empty_like(x, x.scalar_type());
+  add_moments(in_format(grad, channels_last), grad_x, x, mean, grad_mean, grad_var, channels_last);
+  return grad_x;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bnet_mm, m) {
-  m.def("cpu_instruction_set() -> str", instruction_set);
+  m.def("cpu_instruction_set() -> str", [] { return name_of(instructions()); });
+  m.def("cpu_instruction_set_for(str capability, bool avx2, bool avx512) -> str",
+        [](const std::string& capability, bool avx2, bool avx512) { return name_of(choose(capability, avx2, avx512)); });
   m.def("cpu_memory_held() -> int", LargeMaps::held);
 }
 
@@ -224,6 +270,7 @@ TORCH_LIBRARY_IMPL(bnet_mm, CPU, m) {
   m.impl("backward", backward);
   m.impl("moments", moments);
   m.impl("moments_backward", moments_backward);
+  m.impl("moments_backward_rounded", moments_backward_rounded);
 }
 
 }  // namespace bnet_mm

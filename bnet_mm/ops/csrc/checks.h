@@ -13,15 +13,19 @@ inline void check_map(const at::Tensor& x, const char* name) {
                    "bnet: ", name, " must be float32, float64 or bfloat16, got ", x.scalar_type());
 }
 
-inline void check_like(const at::Tensor& y, const at::Tensor& x, const char* name) {
-  TORCH_CHECK_VALUE(y.sizes() == x.sizes() && y.device() == x.device(), "bnet: ", name, " must have the shape ",
-                    x.sizes(), " and device of x, got ", y.sizes(), " on ", y.device());
-  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type(), "bnet: ", name, " must have the dtype of x, ", x.scalar_type(),
-                   ", got ", y.scalar_type());
-}
-
 // The dtype of statistics and parameters.
 inline at::ScalarType wide(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+inline void check_like(const at::Tensor& y, const at::Tensor& x, at::ScalarType dtype, const char* name) {
+  TORCH_CHECK_VALUE(y.sizes() == x.sizes() && y.device() == x.device(), "bnet: ", name, " must have the shape ",
+                    x.sizes(), " and device of x, got ", y.sizes(), " on ", y.device());
+  TORCH_CHECK_TYPE(y.scalar_type() == dtype, "bnet: ", name, " must be ", dtype, " for x of ", x.scalar_type(), ", got ",
+                   y.scalar_type());
+}
+
+inline void check_like(const at::Tensor& y, const at::Tensor& x, const char* name) {
+  check_like(y, x, x.scalar_type(), name);
+}
 
 inline void check_numbers(const at::Tensor& t, const at::Tensor& x, bool per_sample, const char* name) {
   const bool shape = (t.dim() == 1 && t.size(0) == x.size(1)) ||

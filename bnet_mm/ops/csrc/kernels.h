@@ -132,18 +132,18 @@ struct Map {
 
   int64_t columns() const { return width * shift; }  // length of a row in a line buffer
 
-  // Row h as A into a line buffer; with (value - mean) * rstd if `normalize`.
-  template <bool normalize>
+  // Row h as A into a line buffer; with (value - mean) * rstd if `normalise`.
+  template <bool normalise>
   void read_row(const S* map, int64_t h, typename Vector<A>::type mean, typename Vector<A>::type rstd, A* row) const {
     const S* p = map + h * row_step();
     const int64_t count = lanes_of_last(), full = full_vectors();
     for (int64_t i = 0; i < full; ++i, p += step(), row += lanes) {
       const auto v = read<true, S, A>(p, lanes);
-      store(row, normalize ? (v - mean) * rstd : v);
+      store(row, normalise ? (v - mean) * rstd : v);
     }
     for (int64_t i = full; i < vectors(); ++i, p += step(), row += lanes) {
       const auto v = read<false, S, A>(p, count);
-      store(row, normalize ? (first_lanes<A>(count) ? (v - mean) * rstd : typename Vector<A>::type{}) : v);
+      store(row, normalise ? (first_lanes<A>(count) ? (v - mean) * rstd : typename Vector<A>::type{}) : v);
     }
   }
 
@@ -318,8 +318,9 @@ struct Kernel {
 
   // One map: grad_x = rstd * g^, with g^ the transposed correlation of grad with the taps; and into `sums`, one row of
   // K * K + 3 numbers per channel: sums of grad * x^ per tap, of grad, of g^, and of g^ * x^. The first K * K only if
-  // `needs_weight`, the last two only if `needs_statistics`.
-  static void backward(const M& map, const S* grad, const S* x, S* grad_x, const A* mean, const A* rstd, const A* weight,
+  // `needs_weight`, the last two only if `needs_statistics`. G is the stored type of grad_x: S, or A.
+  template <typename G>
+  static void backward(const M& map, const S* grad, const S* x, G* grad_x, const A* mean, const A* rstd, const A* weight,
                        bool needs_weight, bool needs_statistics, double* sums, A* scratch) {
     V taps[K * K];
     spread(weight, map.used, true, taps);
@@ -345,9 +346,9 @@ struct Kernel {
     }
   }
 
-  template <int R>
+  template <int R, typename G>
   static void backward_band(const M& map, const Ring<A>& x_ring, const Ring<A>& g_ring, const V* taps, V scale, int64_t h,
-                            S* grad_x, bool needs_weight, bool needs_statistics, A* partial) {
+                            G* grad_x, bool needs_weight, bool needs_statistics, A* partial) {
     A *x_rows[R + K - 1], *g_rows[R + K - 1];
     for (int r = 0; r < R + K - 1; ++r) {
       x_rows[r] = x_ring.at(h - half + r, map.height);
@@ -381,16 +382,16 @@ struct Kernel {
   static void add(A* p, V v) { store(p, load(p) + v); }
 
   // Vector i of R rows of grad_x, and its part in the sums of grad, g^ and g^ * x^.
-  template <int R, bool full>
+  template <int R, bool full, typename G>
   static inline void backward_vector(const M& map, A* const* x_rows, A* const* g_rows, const V* taps, V scale, int64_t i,
-                                     int64_t at, int64_t row_step, S* grad_x, bool needs_statistics, V* sums) {
+                                     int64_t at, int64_t row_step, G* grad_x, bool needs_statistics, V* sums) {
     V out[R] = {};
     correlate<A, K, R>(g_rows, taps, i * lanes, M::shift, out);
     const int64_t count = map.lanes_of_last();
 #pragma GCC unroll 8
     for (int o = 0; o < R; ++o) {
       sums[0] += load(g_rows[o + half] + i * lanes);  // zero beyond the map
-      write<full, S, A>(grad_x + at + o * row_step, out[o] * scale, count);
+      write<full, G, A>(grad_x + at + o * row_step, out[o] * scale, count);
     }
     if (!needs_statistics) return;
 #pragma GCC unroll 8
@@ -527,9 +528,9 @@ struct Loops {
   }
 
   // sums: (N, C, K * K + 3), zero.
-  template <int K>
+  template <int K, typename G>
   static void backward(const Sizes& size, const S* grad, const S* x, const A* mean, const A* rstd, int64_t sample_stride,
-                       const A* weight, bool needs_weight, bool needs_statistics, S* grad_x, double* sums) {
+                       const A* weight, bool needs_weight, bool needs_statistics, G* grad_x, double* sums) {
     typedef Kernel<S, A, channels_last, K> kernel;
     each(size, kernel::backward_scratch(size.width), [&](const auto& map, int64_t n, int64_t c, int64_t at, A* scratch) {
       kernel::backward(map, grad + at, x + at, grad_x + at, mean + n * sample_stride + c, rstd + n * sample_stride + c,
@@ -551,15 +552,17 @@ struct Loops {
       moments::template accumulate<true>(map, x + at, centre, m, v);
       for (int i = 0; i < map.used; ++i) {
         const double off = m[i] / size.pixels();
-        m[i] = centre[i] + off;
+        m[i] = std::isinf(centre[i]) ? centre[i] : centre[i] + off;  // the mean of an infinite map is no NaN
         v[i] = v[i] / size.pixels() - off * off;
       }
     });
   }
 
-  // grad_x += shift + scale * (x - mean); all (N, C) with stride sample_stride.
-  static void add_moments(const Sizes& size, S* grad_x, const S* x, const A* mean, const A* shift, const A* scale,
-                          int64_t sample_stride) {
+  // grad_x = grad + shift + scale * (x - mean); the numbers (N, C) with stride sample_stride. `grad` is of type A, or
+  // grad_x itself.
+  template <typename G>
+  static void add_moments(const Sizes& size, const G* grad, S* grad_x, const S* x, const A* mean, const A* shift,
+                          const A* scale, int64_t sample_stride) {
     if (!channels_last) {
       each(size, 0, [&](const auto&, int64_t n, int64_t c, int64_t at, A*) {
         const int64_t i = n * sample_stride + c;
@@ -567,12 +570,12 @@ struct Loops {
         int64_t p = at;
         for (; p + lanes <= at + size.pixels(); p += lanes) {
           const auto part = b + a * (read<true, S, A>(x + p, lanes) - m);
-          write<true, S, A>(grad_x + p, read<true, S, A>(grad_x + p, lanes) + part, lanes);
+          write<true, S, A>(grad_x + p, read<true, G, A>(grad + p, lanes) + part, lanes);
         }
         const int64_t left = at + size.pixels() - p;
         if (left) {
           const auto part = b + a * (read<false, S, A>(x + p, left) - m);
-          write<false, S, A>(grad_x + p, read<false, S, A>(grad_x + p, left) + part, left);
+          write<false, S, A>(grad_x + p, read<false, G, A>(grad + p, left) + part, left);
         }
       });
       return;
@@ -582,7 +585,7 @@ struct Loops {
         const int64_t i = pixel / size.pixels() * sample_stride, at = pixel * size.channels;
         for (int64_t c = 0; c < size.channels; ++c) {
           const A d = static_cast<A>(x[at + c]) - mean[i + c];
-          grad_x[at + c] = static_cast<S>(static_cast<A>(grad_x[at + c]) + (shift[i + c] + scale[i + c] * d));
+          grad_x[at + c] = static_cast<S>(static_cast<A>(grad[at + c]) + (shift[i + c] + scale[i + c] * d));
         }
       }
     });

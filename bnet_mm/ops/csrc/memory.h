@@ -1,29 +1,41 @@
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 
 namespace bnet_mm {
 
 // The memory of large maps, reused from call to call. glibc's malloc returns every block above 32 MiB to the system when
 // it is freed, and torch's CPU allocator keeps nothing: the page faults of a fresh map of that size take longer than the
 // kernels that fill it.
-class LargeMaps {
+//
+// An allocator, so that tensors can be resized as any other. Older torch declares allocate const, and has no copy_data:
+// what fits overrides, hence no `override`.
+class LargeMaps : public c10::Allocator {
  public:
-  static constexpr size_t from = size_t(32) << 20;   // bytes; smaller maps are malloc's
+  static constexpr size_t from = size_t(32) << 20;   // bytes; smaller maps are torch's allocator's
   static constexpr size_t kept = size_t(256) << 20;  // bytes held at most while no tensor uses them
 
-  // Like at::empty_like.
-  static at::Tensor empty_like(const at::Tensor& x) {
-    if (x.nbytes() <= from) return at::empty_like(x);
-    auto block = std::make_unique<Block>(instance().take(x.nbytes()));
-    void* const data = block->data.get();
-    c10::Storage storage({}, x.nbytes(), c10::DataPtr(data, block.release(), give_back, x.device()), nullptr, false);
-    return at::empty({0}, x.options()).set_(storage, 0, x.sizes(), x.strides());
+  // Like at::empty_like for a dense x.
+  static at::Tensor empty_like(const at::Tensor& x, at::ScalarType dtype) {
+    if (x.numel() * c10::elementSize(dtype) <= from) return at::empty_like(x, x.options().dtype(dtype));
+    const c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
+    return at::Tensor(at::detail::empty_strided_generic(x.sizes(), x.strides(), &instance(), cpu, dtype));
   }
+
+  c10::DataPtr allocate(size_t bytes) {
+    if (bytes <= from) return at::getCPUAllocator()->allocate(bytes);
+    auto block = std::make_unique<Block>(take(bytes));
+    void* const data = block->data.get();
+    return {data, block.release(), give_back, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DataPtr allocate(size_t bytes) const { return instance().allocate(bytes); }
+  void copy_data(void* to, const void* from, size_t bytes) const { std::memcpy(to, from, bytes); }
 
   // Bytes that no tensor uses.
   static int64_t held() {

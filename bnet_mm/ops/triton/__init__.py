@@ -20,7 +20,13 @@ if tuple(int(part) for part in triton.__version__.split('.')[:2]) < (3, 3):
     raise ImportError(f'Triton must be 3.3 or newer (torch 2.7), got {triton.__version__}')
 
 from bnet_mm.ops.schemas import LIBRARY  # noqa: E402
-from bnet_mm.ops.triton.launchers import backward, forward, moments, moments_backward  # noqa: E402
+from bnet_mm.ops.triton.launchers import (  # noqa: E402
+    backward,
+    forward,
+    moments,
+    moments_backward,
+    moments_backward_rounded,
+)
 
 
 @functools.cache
@@ -33,6 +39,6 @@ def load() -> str:
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     if not interpreted and not torch.cuda.is_available():
         raise ImportError('torch finds no CUDA device')
-    for function in (forward, backward, moments, moments_backward):
+    for function in (forward, backward, moments, moments_backward, moments_backward_rounded):
         LIBRARY.impl(function.__name__, function, 'CPU' if interpreted else 'CUDA')
     return f'Triton {triton.__version__}{" in its interpreter" if interpreted else ""}'

@@ -11,13 +11,13 @@ Both sums of the backward pass need g at the taps' places and d only at its own.
 beside the border, more taps' gradients become NaN than by the first form (d times a padded zero of g).
 
 Memory traffic, in maps: forward reads x (and the residual) and writes y; backward reads x and g and writes grad_x;
-moments reads x; moments_backward reads grad_x and x and writes grad_x. What a tap needs of its neighbours comes from
+moments reads x; moments_backward reads grad and x and writes grad_x. What a tap needs of its neighbours comes from
 L1 and L2, and as seldom as registers allow: each lane computes ``rows x columns`` neighbouring outputs, so one loaded
-value serves up to min(rows, k) * min(columns, k) taps.
-
-Lanes (threads) lie along the memory: NCHW has ``inner`` columns of ``outer`` channels, channels_last has ``inner``
-channels of ``outer`` groups of columns. Sums are kept per lane in float32, joined per program, written as one row per
-program, and added in float64 and in a fixed order by a second kernel: no atomics, equal bits on every run.
+value serves min(rows, k) * min(columns, k) taps. Lanes (threads) lie along the memory: NCHW has ``inner`` columns of
+``outer`` channels, channels_last ``inner`` channels of ``outer`` groups of columns. Equal bits on every run: sums are
+kept per lane in float32, joined per program, written as one row per program, and added in float64 in a fixed order by a
+second kernel, without atomics; and no product is a term of a sum over lanes, as where the compiler contracts it (fma),
+the lanes that store one sum to one place have different last bits of it, and the hardware chooses.
 """
 
 from __future__ import annotations
@@ -280,18 +280,18 @@ def backward_kernel(
     mean_sum = tl.zeros((OUTER * INNER,), tl.float32)
     for e in tl.static_range(COLUMNS):
         mean_sum += tl.where(own[e] < width, mean_sums[e], 0.0)
-    # Of one sample where rstd depends on the sample.
-    scale = tl.load(rstd + first_sample * sample_step + channel, mask=here, other=0.0)
     out = _channels_of_sums(tile // column_tiles, OUTER, INNER, CHANNELS_LAST)
+    # Of one sample where rstd depends on the sample. It multiplies sums, not their terms; see the module.
+    scale = tl.load(rstd + first_sample * sample_step + out, mask=out < channels, other=0.0)
     line = ((group * strips + strip) * column_tiles + tile % column_tiles).to(tl.int64) * (K * K + 3)
     if WEIGHT:
         for t in tl.static_range(K * K):
-            total = _sum_lanes(tap_sums[t] * scale, OUTER, INNER, CHANNELS_LAST)
+            total = _sum_lanes(tap_sums[t], OUTER, INNER, CHANNELS_LAST) * scale
             tl.store(partial + (line + t) * channels + out, total, mask=out < channels)
     total = _sum_lanes(bias_sum, OUTER, INNER, CHANNELS_LAST)
     tl.store(partial + (line + K * K) * channels + out, total, mask=out < channels)
     if STATISTICS:
-        total = _sum_lanes(-mean_sum * scale, OUTER, INNER, CHANNELS_LAST)
+        total = _sum_lanes(mean_sum, OUTER, INNER, CHANNELS_LAST) * -scale
         tl.store(partial + (line + K * K + 1) * channels + out, total, mask=out < channels)
         total = _sum_lanes(rstd_sum, OUTER, INNER, CHANNELS_LAST)
         tl.store(partial + (line + K * K + 2) * channels + out, total, mask=out < channels)
@@ -369,15 +369,17 @@ def moments_kernel(
         value = tl.load(x + place, mask=valid, other=0.0).to(tl.float32)
         number = tl.sum(valid.to(tl.float32), 0)
         average = tl.sum(value, 0) / tl.maximum(number, 1.0)
-        d = tl.where(valid, value - average[None, :], 0.0)
+        d = value - average[None, :]
         total = count + number
         share = number / tl.maximum(total, 1.0)
         delta = average - mean
-        mean += delta * share
-        squares += tl.sum(d * d, 0) + delta * delta * (count * share)
+        # An infinite mean stays, where adding the difference would make it NaN.
+        mean = tl.where(tl.abs(mean) == float('inf'), mean + average, mean + delta * share)
+        squares += tl.sum(tl.where(valid, d * d, 0.0), 0) + delta * delta * (count * share)
         count = total
     number = _sum_lanes(count, OUTER, INNER, CHANNELS_LAST)
-    average = _sum_lanes(mean * count, OUTER, INNER, CHANNELS_LAST) / tl.maximum(number, 1.0)
+    terms = tl.where(count > 0, mean * count, 0.0)  # the selection keeps the product out of the sum; see the module
+    average = _sum_lanes(terms, OUTER, INNER, CHANNELS_LAST) / tl.maximum(number, 1.0)
     d = tl.reshape(mean, (OUTER, INNER)) - (average[None, :] if CHANNELS_LAST else average[:, None])
     squares += count * tl.reshape(d * d, (OUTER * INNER,))
     out = _channels_of_sums(tile, OUTER, INNER, CHANNELS_LAST)
@@ -419,9 +421,10 @@ def join_moments_kernel(partial, mean, var, channels, groups, BLOCK: tl.constexp
 
 @triton.jit(do_not_specialize=['tiles', 'lines', 'all_lines'])
 def moments_backward_kernel(
-    grad_x, x, mean, grad_mean, grad_var, count, channels, pixels, lines, all_lines, tiles,
+    grad, grad_x, x, mean, grad_mean, grad_var, count, channels, pixels, lines, all_lines, tiles,
     OUTER: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr, CHANNELS_LAST: tl.constexpr, BY_SAMPLE: tl.constexpr,
 ):  # fmt: skip
+    """``grad`` may be ``grad_x``, or wider."""
     tile = tl.program_id(0) % tiles
     first = tl.program_id(0) // tiles * DEPTH
     sample, channel, place, valid = _pixels(first, all_lines, tile, channels, pixels, lines, OUTER, INNER, DEPTH,
@@ -435,5 +438,5 @@ def moments_backward_kernel(
     shift = tl.load(grad_mean + at, mask=here, other=0.0) / count
     scale = tl.load(grad_var + at, mask=here, other=0.0) * (2 / count)
     d = tl.load(x + place, mask=valid, other=0.0).to(tl.float32) - centre
-    out = tl.load(grad_x + place, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
+    out = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
     tl.store(grad_x + place, out.to(grad_x.dtype.element_ty), mask=valid)

@@ -40,10 +40,17 @@ def forward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, needs_weight: bool, needs_statistics: bool
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    needs_weight: bool,
+    needs_statistics: bool,
+    wide_grad_x: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     k = _check(x, dict(mean=mean, rstd=rstd), weight, None, dict(grad=grad))
-    grad_x = like_map(x)
+    grad_x = like_map(x, torch.float32 if wide_grad_x else None)
     channels_last = _is_channels_last(grad_x)
     x, grad = _in_format(x, channels_last), _in_format(grad, channels_last)
     mean, rstd = mean.contiguous(), rstd.contiguous()
@@ -95,7 +102,21 @@ def moments_backward(grad_x: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor,
     channels_last = _is_channels_last(grad_x)
     if not channels_last and not grad_x.is_contiguous():
         raise ValueError('bnet: grad_x must be contiguous, NCHW or channels_last')
-    x = _in_format(x, channels_last)
+    _add_moments(grad_x, grad_x, _in_format(x, channels_last), mean, grad_mean, grad_var, channels_last)
+
+
+def moments_backward_rounded(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+    _check(x, dict(mean=mean, grad_mean=grad_mean, grad_var=grad_var), None, None, dict(grad=grad), torch.float32)
+    grad_x = like_map(x)
+    channels_last = _is_channels_last(grad_x)
+    x, grad = _in_format(x, channels_last), _in_format(grad, channels_last)
+    _add_moments(grad, grad_x, x, mean, grad_mean, grad_var, channels_last)
+    return grad_x
+
+
+def _add_moments(
+    grad: Tensor, grad_x: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor, channels_last: bool
+) -> None:
     mean, grad_mean, grad_var = mean.contiguous(), grad_mean.contiguous(), grad_var.contiguous()
     samples, channels, height, width = x.shape
     by_sample = mean.dim() == 2
@@ -106,8 +127,8 @@ def moments_backward(grad_x: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor,
     depth = 4  # lines of a program: enough loads under way
     with _device(x):
         moments_backward_kernel[(tiles * parts(samples * lines, depth),)](
-            grad_x, x, mean, grad_mean, grad_var, float(count), channels, height * width, lines, samples * lines, tiles,
-            tile.outer, tile.inner, depth, channels_last, by_sample, num_warps=warps(tile),
+            grad, grad_x, x, mean, grad_mean, grad_var, float(count), channels, height * width, lines, samples * lines,
+            tiles, tile.outer, tile.inner, depth, channels_last, by_sample, num_warps=warps(tile),
         )  # fmt: skip
 
 
@@ -117,6 +138,7 @@ def _check(
     weight: Tensor | None,
     bias: Tensor | None,
     maps: dict[str, Tensor | None],
+    maps_dtype: torch.dtype | None = None,
 ) -> int:
     """The size of the taps, 0 without any. Each refusal names the argument, before any kernel runs."""
     if x.dim() != 4 or not x.numel():
@@ -129,7 +151,7 @@ def _check(
         raise ValueError(f'bnet: weight must be ({c}, 1, k, k) with k 1, 3, 5 or 7, got {tuple(weight.shape)}')
     first = next(iter(numbers.values()), x)
     shapes = {name: (tensor, tuple(first.shape), torch.float32) for name, tensor in numbers.items()}
-    shapes.update({name: (tensor, tuple(x.shape), x.dtype) for name, tensor in maps.items()})
+    shapes.update({name: (tensor, tuple(x.shape), maps_dtype or x.dtype) for name, tensor in maps.items()})
     shapes.update(weight=(weight, (c, 1, k, k), torch.float32), bias=(bias, (c,), torch.float32))
     if numbers and tuple(first.shape) not in ((c,), (n, c)):
         raise ValueError(f'bnet: {next(iter(numbers))} must be ({c},) or ({n}, {c}), got {tuple(first.shape)}')

@@ -25,7 +25,7 @@ def plain_norm(layer):
     return nn.GroupNorm(3, 6) if isinstance(layer.norm, nn.GroupNorm) else type(layer.norm)(6)
 
 
-def normalized(norm, x, training):
+def normalised(norm, x, training):
     """x_hat of each normaliser by the references."""
     if isinstance(norm, nn.GroupNorm):
         return reference.group_norm(x, norm.num_groups, norm.eps)
@@ -41,7 +41,7 @@ def normalized(norm, x, training):
 def test_enhanced_norm_equals_the_formula(norm, k, dilation, training):
     layer = make(BNET(6, k=k, dilation=dilation, norm=norm), training)
     x = torch.randn(3, 6, 7, 5, **DOUBLE) * 2 + 1
-    x_hat = normalized(layer.norm, x, training and layer.norm.training)
+    x_hat = normalised(layer.norm, x, training and layer.norm.training)
     want = reference.depthwise(x_hat, layer.bnconv.weight, layer.bnconv.bias, dilation)
     torch.testing.assert_close(layer(x), want, rtol=1e-11, atol=1e-11)
 
@@ -132,12 +132,12 @@ def test_norms_in_norm_cfg():
     (dict(norm='IN', momentum=0.2), "momentum=0.2 has no meaning for norm='IN'"),
     (dict(norm='SN', track_running_stats=False), 'track_running_stats=False has no meaning'),
 ])  # fmt: skip
-def test_bad_normalizer_is_named(options, message):
+def test_bad_normaliser_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         BNET(6, **options)
 
 
-def test_options_of_bnet_reach_the_normalizer():
+def test_options_of_bnet_reach_the_normaliser():
     assert BNET(6, eps=0.5, momentum=0.3, norm='SN').norm.bn.momentum == 0.3
     layer = BNET(6, eps=0.5, momentum=0.3, norm=dict(type='SyncBN', momentum=0.2, track_running_stats=False))
     assert (layer.norm.eps, layer.norm.momentum, layer.norm.running_mean) == (0.5, 0.2, None)

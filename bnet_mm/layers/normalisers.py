@@ -7,18 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnet_mm.layers.affine_free import (
-    AffineFreeGroupNorm,
-    AffineFreeInstanceNorm2d,
-    add_stand_ins,
-    batch_norm,
-    take_statistics,
-    uses_batch_statistics,
-)
+from bnet_mm.layers.affine_free import AffineFreeGroupNorm, AffineFreeInstanceNorm2d, add_stand_ins
 from bnet_mm.layers.cross_iteration_bn import CBN
+from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.switchable_norm import SN2d, SyncSN
-from bnet_mm.layers.sync_batch_norm import SyncBatchNorm, update_running_statistics
-from bnet_mm.ops.bnet import fused_moments
+from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
+from bnet_mm.ops.bnet import Map, fused_moments
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
@@ -30,24 +24,22 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=False, **options)
         add_stand_ins(self, num_features)
-        # torch.fx traces through modules that are not torch's own, and would fix the training flag of this one.
-        self.__module__ = nn.BatchNorm2d.__module__
 
     def forward(self, x: Tensor) -> Tensor:
         return batch_norm(self, x, None, None)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`statistics`."""
         if not uses_batch_statistics(self):
             return x, self.running_mean, self.running_var
-        x, mean, var = fused_moments(x, over_batch=True)
+        maps, mean, var = fused_moments(x, over_batch=True)
         if self.training and self.track_running_stats:
             count = x.numel() // x.shape[1]
             update_running_statistics(self, mean, var * (count / (count - 1)))
-        return x, mean, var
+        return maps, mean, var
 
 
-NORMALIZERS = {
+NORMALISERS = {
     'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': AffineFreeGroupNorm, 'IN': AffineFreeInstanceNorm2d,
     'SN': SN2d, 'SyncSN': SyncSN, 'CBN': CBN,
 }  # fmt: skip
@@ -58,7 +50,7 @@ TAKES = {'BN': RUNNING, 'SyncBN': RUNNING, 'CBN': RUNNING, 'SN': ('momentum',), 
 DEFAULTS = dict(momentum=0.1, track_running_stats=True)
 
 
-def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> nn.Module:
+def build_normaliser(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> nn.Module:
     """Build a normaliser without affine.
 
     Args:
@@ -71,9 +63,9 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     """
     cfg = dict(cfg) if isinstance(cfg, dict) else dict(type=cfg)
     kind = cfg.pop('type', None)
-    if kind not in NORMALIZERS:
+    if kind not in NORMALISERS:
         raise ValueError(
-            f'BNET: norm must be one of {", ".join(NORMALIZERS)}, or a dict with such a type, got {kind!r}'
+            f'BNET: norm must be one of {", ".join(NORMALISERS)}, or a dict with such a type, got {kind!r}'
         )
     for name, default in DEFAULTS.items():
         if name in TAKES.get(kind, ()):
@@ -88,7 +80,7 @@ def build_normalizer(cfg: str | dict[str, Any], num_features: int, options: dict
     if kind in ('SN', 'SyncSN', 'CBN'):
         cfg['affine'] = False
     try:
-        return NORMALIZERS[kind](**cfg)
+        return NORMALISERS[kind](**cfg)
     except (TypeError, ValueError) as error:
         raise ValueError(f'BNET: norm={kind!r}: {error}') from error
 
@@ -99,14 +91,14 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks) or 'forward' in module.__dict__
 
 
-def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
     """What a normaliser without affine would normalise x (N, C, H, W) with, for the kernels of :mod:`bnet_mm.ops`.
 
     Running statistics are updated as by a forward pass of ``norm``.
 
     Returns:
-        x, to be used from here on in place of the argument; mean and variance, (C,) or (N, C); None if ``norm`` has to
-        be run as a module: it has hooks or an affine, statistics that depend on more than x, or refuses single values.
+        The map for the kernels, mean and variance, (C,) or (N, C); None if ``norm`` has to be run as a module: it has
+        hooks or an affine, statistics that depend on more than x, or refuses single values.
     """
     if has_hooks(norm) or norm._parameters.get('weight') is not None:  # its own affine, put there by hand
         return None
@@ -119,13 +111,13 @@ def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | No
     return norm.statistics(x) if hasattr(norm, 'statistics') else None
 
 
-def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x, mean, var = fused_moments(x, over_batch=False)
+def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Map, Tensor, Tensor]:
+    maps, mean, var = fused_moments(x, over_batch=False)
     means, variances = mean.unflatten(1, (norm.num_groups, -1)), var.unflatten(1, (norm.num_groups, -1))
     group_mean = means.mean(2, keepdim=True)
     # Variance within the channels plus that of their means, not a difference of squares, which would cancel.
     group_var = (variances + (means - group_mean).square()).mean(2, keepdim=True)
-    return x, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
+    return maps, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
 
 
 def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
@@ -133,9 +125,9 @@ def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
     return type(module).__name__ == 'SyncBatchNorm' and not isinstance(module, SyncBatchNorm)
 
 
-def can_be_normalizer(norm: nn.Module) -> bool:
+def can_be_normaliser(norm: nn.Module) -> bool:
     """Whether BNET can hold this norm: exactly one of these kinds. A subclass may do more than normalise."""
-    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *NORMALIZERS.values())
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *NORMALISERS.values())
     return type(norm) in kinds or type(norm).__name__ == '_BatchNormXd' or is_foreign_sync_batch_norm(norm)
 
 
@@ -145,7 +137,7 @@ def without_affine(norm: nn.Module) -> nn.Module:
     Raises:
         ValueError: If this is no norm that BNET can hold.
     """
-    if not can_be_normalizer(norm):
+    if not can_be_normaliser(norm):
         raise ValueError(
             f'BNET: norm must be one of {", ".join(kind.__name__ for kind in OF_TORCH)}, SN2d, SyncSN, CBN, and not a '
             f'subclass, which may do more, got {type(norm).__name__}'
@@ -166,28 +158,28 @@ def without_affine(norm: nn.Module) -> nn.Module:
     return take_statistics(kind(norm.num_features, norm.eps, norm.momentum, **options), norm)
 
 
-def with_affine(normalizer: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
-    """The norm that normalises as ``normalizer``, with this weight (C,) and bias (C,); torch's where there is one."""
-    norm = _without_stand_ins(normalizer)
-    if isinstance(normalizer, CBN):
-        norm.follow_same(normalizer)
+def with_affine(normaliser: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
+    """The norm that normalises as ``normaliser``, with this weight (C,) and bias (C,); torch's where there is one."""
+    norm = _without_stand_ins(normaliser)
+    if isinstance(normaliser, CBN):
+        norm.follow_same(normaliser)
     norm.weight, norm.bias = weight, bias
     return norm
 
 
-def _without_stand_ins(normalizer: nn.Module) -> nn.Module:
-    if isinstance(normalizer, (SN2d, CBN)):
-        norm = copy.deepcopy(normalizer)
+def _without_stand_ins(normaliser: nn.Module) -> nn.Module:
+    if isinstance(normaliser, (SN2d, CBN)):
+        norm = copy.deepcopy(normaliser)
         norm.affine = True
         return norm
-    if isinstance(normalizer, nn.GroupNorm):
-        return nn.GroupNorm(normalizer.num_groups, normalizer.num_channels, normalizer.eps).train(normalizer.training)
-    if isinstance(normalizer, nn.InstanceNorm2d):
+    if isinstance(normaliser, nn.GroupNorm):
+        return nn.GroupNorm(normaliser.num_groups, normaliser.num_channels, normaliser.eps).train(normaliser.training)
+    if isinstance(normaliser, nn.InstanceNorm2d):
         kind = nn.InstanceNorm2d
     else:
-        kind = nn.SyncBatchNorm if isinstance(normalizer, SyncBatchNorm) else nn.BatchNorm2d
-    options = (normalizer.eps, normalizer.momentum, True, normalizer.track_running_stats)
-    norm = take_statistics(kind(normalizer.num_features, *options), normalizer)
-    if isinstance(normalizer, SyncBatchNorm):
-        norm.process_group = normalizer.process_group
+        kind = nn.SyncBatchNorm if isinstance(normaliser, SyncBatchNorm) else nn.BatchNorm2d
+    options = (normaliser.eps, normaliser.momentum, True, normaliser.track_running_stats)
+    norm = take_statistics(kind(normaliser.num_features, *options), normaliser)
+    if isinstance(normaliser, SyncBatchNorm):
+        norm.process_group = normaliser.process_group
     return norm
