@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import mmengine.runner.runner
@@ -15,6 +16,7 @@ import bnet_mm.host.compat  # noqa: F401
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from helpers import toy_host
 from helpers.hosts import import_host_models
+from helpers.paths import REPO
 from helpers.tools import call_tool
 
 ITERATIONS = 10
@@ -37,7 +39,10 @@ def start(folder, *arguments):
         config = folder.parent / 'base.py'
         code = call_tool('train', config, '--work-dir', folder, *arguments, '--cfg-options', *OPTIONS)
         code = 0 if code is None else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
 
 
@@ -74,6 +79,7 @@ def kill(folder, seconds, rng):
 
 def main(folder, kills, seed=0):
     """Print, as JSON, what each of these trainings came to."""
+    sys.path.append(str(REPO / 'tools'))  # where a tool looks for its neighbours
     import_host_models('mmdet')
     mmengine.runner.runner.collect_env = dict  # seconds, each time, for a line in the log
     torch.set_num_threads(1)
