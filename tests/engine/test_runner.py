@@ -99,7 +99,11 @@ def test_resuming(tmp_path):
     assert 'resume' not in cfg
     with pytest.raises(UserError, match=f'nothing to resume in {tmp_path}'):
         resume_from(cfg, 'auto')
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    for content in ('', str(tmp_path / 'epoch_1.pth')):
+        (tmp_path / 'last_checkpoint').write_text(content)
+        with pytest.raises(UserError, match=f'names {content!r}, which is no file; name a checkpoint with --resume'):
+            resume_from(cfg, 'auto')
+    (tmp_path / 'epoch_1.pth').touch()
     resume_from(cfg, 'auto')
     assert cfg.resume is True and cfg.load_from is None
     resume_from(cfg, 'mine.pth')

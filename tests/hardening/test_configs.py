@@ -99,14 +99,6 @@ def test_what_the_long_form_found(folder, text, arguments, message):
         assert 'momentun' in open(trace).read()
 
 
-def test_a_training_whose_last_checkpoint_is_gone(folder):
-    (folder / 'work').mkdir()
-    for content in ('', str(folder / 'work/iter_7.pth')):
-        (folder / 'work/last_checkpoint').write_text(content)
-        code, errors = call('train', folder / 'base.py', '--work-dir', folder / 'work', '--resume')
-        assert code == 1 and f'names {content!r}, which is no file; name a checkpoint with --resume' in errors
-
-
 def test_a_target_that_cannot_be_written(folder):
     (folder / 'plain.py').write_text(wrong_settings.PLAIN)
     code, errors = call('convert_config', folder / 'plain.py', '-o', '/proc/new.py')
