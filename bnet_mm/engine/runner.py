@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from bnet_mm.cli import UserError, clear_errors
 from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
 from bnet_mm.messages import first_of
+
+# What torch says of a shape that does not fit.
+SIZES = re.compile(r'size mismatch for (\S+): .*?\[(.*?)\]\).*?\[(.*?)\]\)\.?')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -129,7 +133,7 @@ class CheckedRunner(Runner):
         state_dict = checkpoint.get('state_dict', checkpoint)
         loaded = {key: value.shape for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
         problems = [f'no {key}' for key in missing if not key.endswith('num_batches_tracked')]
-        problems += [' '.join(error.split()) for error in errors]
+        problems += [SIZES.sub(r'\1 is (\2), not (\3)', ' '.join(error.split())) for error in errors]
         if self.strict_loading and problems:
             raise CheckpointError(f'{filename} is not a checkpoint of this model: {first_of(problems)}')
         if not any(own.get(key.removeprefix('module.')) == shape for key, shape in loaded.items()):
