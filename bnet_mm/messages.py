@@ -7,5 +7,5 @@ from collections.abc import Iterable
 
 def first_of(names: Iterable[object], most: int = 4) -> str:
     """The first ``most`` names, comma-separated, and how many more there are: 'a, b and 3 more'."""
-    names = [str(name) for name in names]
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    words = [str(name) for name in names]
+    return ', '.join(words[:most]) + (f' and {len(words) - most} more' if len(words) > most else '')

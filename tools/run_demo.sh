@@ -49,3 +49,4 @@ if [ ! -f "$OUT/tested" ]; then
 fi
 "$PYTHON" tools/report_run.py "$OUT/train" "$OUT/test" --out "$OUT"
 echo "checkpoint:                          $CHECKPOINT"
+echo "to run the other tools: . .venv/bin/activate"

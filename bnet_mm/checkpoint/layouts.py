@@ -21,9 +21,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bnet_mm.layers.bnet import BNET
 
 StateDict = MutableMapping[str, Tensor]
 
@@ -83,7 +87,7 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0
 
 
-def _sharded_as(own: Tensor | None, value: Tensor) -> Tensor:
+def _sharded_as(own: Any, value: Tensor) -> Tensor:
     """``value`` on the devices of ``own``, if that is a sharded parameter and ``value`` is whole."""
     if not hasattr(own, 'placements') or hasattr(value, 'placements'):
         return value
@@ -106,7 +110,7 @@ def _spellings(name: str) -> set[str]:
     return {name, name.removeprefix('norm.'), f'norm.{last}', last}
 
 
-def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: nn.Module) -> None:
+def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: BNET) -> None:
     """Rewrite, in place, the keys below ``prefix`` into the layout of the BNET ``layer``.
 
     Raises:

@@ -153,8 +153,10 @@ else:
 
         return {**_get_allowed_globals(), **{name: value for value, name in _allowed_globals()}}
 
-    class _AllowListUnpickler(pickle._Unpickler):  # the Python one: its BUILD can be restricted as torch's is
-        dispatch = dict(pickle._Unpickler.dispatch)
+    _PythonUnpickler: Any = pickle._Unpickler  # typeshed leaves out most of it
+
+    class _AllowListUnpickler(_PythonUnpickler):  # the Python one: its BUILD can be restricted as torch's is
+        dispatch = dict(_PythonUnpickler.dispatch)
 
         def find_class(self, module: str, name: str) -> Any:
             full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')  # protocol 2 writes Python 2's name

@@ -117,6 +117,7 @@ def look_at_image(root: Path, sample: Sample, classes: int) -> None:
 
 
 def look_at_mask(root: Path, sample: Sample, classes: int) -> None:
+    assert sample.mask is not None
     image, mask = pixels(root / sample.file), pixels(root / sample.mask)
     if mask.shape != image.shape[:2]:
         raise ValueError(f'{root / sample.mask} has the shape {mask.shape}, not {image.shape[:2]} as its image')
@@ -126,6 +127,7 @@ def look_at_mask(root: Path, sample: Sample, classes: int) -> None:
 
 def look_at_objects(root: Path, sample: Sample, classes: int) -> None:
     """Size of the image, and every object's mask."""
+    assert sample.coco is not None
     height, width = pixels(root / sample.file).shape[:2]
     listed = sample.coco.imgs[sample.coco_id]
     if (height, width) != (listed['height'], listed['width']):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Union
 
 import cv2
 import numpy as np
 
 CLASSES = ('circle', 'square', 'triangle')
+Labels = Union[Sequence[int], np.ndarray]
 
 
 def textured_background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -38,7 +40,7 @@ def visible_annotation(mask: np.ndarray) -> dict | None:
     return dict(segmentation=polygons, area=int(mask.sum()), bbox=[x, y, w, h], iscrowd=0)
 
 
-def draw_shapes(rng: np.random.Generator, size: int, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_shapes(rng: np.random.Generator, size: int, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """An image (size, size, 3), and which shape each pixel shows (size, size), from 1; 0 for the background."""
     image = textured_background(rng, size)
     owner = np.zeros((size, size), np.uint8)
@@ -72,7 +74,7 @@ def run_lengths(mask: np.ndarray) -> dict:
     return dict(counts=counts[: None if counts[-1] else -1].tolist(), size=list(mask.shape))
 
 
-def coco_annotations(owner: np.ndarray, labels: Sequence[int], crowd: bool) -> list[dict]:
+def coco_annotations(owner: np.ndarray, labels: Labels, crowd: bool) -> list[dict]:
     """What is visible of each shape; with ``crowd``, the last two as one crowd of the last one's class."""
     annotations = []
     single = len(labels) - 2 if crowd else len(labels)
@@ -96,9 +98,10 @@ def write_coco(root: Path, counts: dict[str, int], size: int, seed: int) -> None
 def write_coco_split(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     folder = root / f'{split}2017'
     folder.mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id in range(1, count + 1):
-        labels = [] if image_id % 16 == 15 else random_labels(rng)
+        labels: Labels = [] if image_id % 16 == 15 else random_labels(rng)
         image, owner = draw_shapes(rng, size, labels)
         found = coco_annotations(owner, labels, crowd=image_id % 16 == 7)
         name = f'{image_id:06d}.jpg'
@@ -115,7 +118,7 @@ def split_generator(seed: int, split: str) -> np.random.Generator:
     return np.random.default_rng(seed + (0 if split == 'train' else 1_000_000))
 
 
-def class_map(owner: np.ndarray, labels: Sequence[int], first: int) -> np.ndarray:
+def class_map(owner: np.ndarray, labels: Labels, first: int) -> np.ndarray:
     """Class of each pixel (H, W): ``first`` and up for the shapes, 0 elsewhere, 255 on the outlines of the shapes."""
     classes = np.concatenate([[0], np.asarray(labels, int) + first]).astype(np.uint8)[owner]
     border = cv2.morphologyEx(owner, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
@@ -178,7 +181,7 @@ def write_video(rng: np.random.Generator, path: Path, size: int, label: int) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     background, shape = textured_background(rng, size), outline(rng, CLASSES[label], rng.uniform(0.15, 0.25) * size)
     start, end, colour = *rng.uniform(0.25 * size, 0.75 * size, (2, 2)), rng.uniform(0, 255, 3)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'XVID'), 8, (size, size))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'XVID'), 8, (size, size))
     if not writer.isOpened():
         raise OSError('this OpenCV cannot write XVID videos')
     for time in np.linspace(0, 1, 16):

@@ -45,11 +45,12 @@ class Exported(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.task = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in TASKS), None)
-        if self.task is None:
+        task = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in TASKS), None)
+        if task is None:
             raise UserError(
                 f'a {type(model).__name__} cannot be exported, only detectors, segmentors, 2D recognisers, classifiers'
             )
+        self.task: str = task
         self.model, self.segments = model, getattr(getattr(model, 'backbone', None), 'num_segments', None)
         self.eval()
 
@@ -59,7 +60,7 @@ class Exported(nn.Module):
 
     def axes(self, any_size: bool) -> dict[int, str]:
         """The free axes of ``image``; the segments are one too, unless the backbone (TSM) is built for a number."""
-        names = ('batch', '', 'height', 'width')
+        names: tuple[str, ...] = ('batch', '', 'height', 'width')
         if self.task == 'Recognizer2D':
             names = ('batch', '' if self.segments else 'segments', '', 'height', 'width')
         return {i: name for i, name in enumerate(names) if name and (any_size or name in ('batch', 'segments'))}
@@ -76,7 +77,7 @@ def description(model: nn.Module) -> str:
     switches = ('_channel_conversion', 'channel_conversion', 'to_rgb')
     order = 'BGR turned into RGB' if any(getattr(preprocessor, n, False) for n in switches) else 'channels as loaded'
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    if mean is None:
+    if mean is None or std is None:
         return f'input: {order}, values as loaded (the config has no mean and std)'
     mean, std = (', '.join(f'{value:g}' for value in tensor.flatten().tolist()) for tensor in (mean, std))
     return f'input: {order}, normalised as the data preprocessor does: (x - mean) / std, mean {mean}, std {std}'

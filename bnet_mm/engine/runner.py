@@ -107,8 +107,19 @@ class CheckedRunner(Runner):
         super().call_hook(fn_name, **kwargs)
         # mmengine calls this one between the reading of a file and the loading of the model from it
         if fn_name == 'after_load_checkpoint' and self._check_optimizer and 'optimizer' in kwargs['checkpoint']:
-            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            self.optim_wrapper: Any = self.build_optim_wrapper(self.optim_wrapper)
             check_optimizer_state(self.optim_wrapper, kwargs['checkpoint']['optimizer'], self.model)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """mmengine's, with a warning for parameters that train and that its constructor has put into no group."""
+        built = super().build_optim_wrapper(optim_wrapper)
+        groups = built.param_groups.values() if isinstance(built.param_groups, dict) else [built.param_groups]
+        grouped = {id(value) for group in groups for part in group for value in part['params']}
+        trained = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+        left_out = [name for name, value in trained if id(value) not in grouped]
+        if left_out:
+            self.logger.warning(f'the optimizer has no group for {first_of(left_out)}: they will not train')
+        return built
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         model = self.model

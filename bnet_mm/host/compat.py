@@ -10,8 +10,11 @@ import sys
 import types
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+
+KEPT: list[torch.library.Library] = []
 
 
 def mend_torchvision() -> bool:
@@ -30,8 +33,8 @@ def mend_torchvision() -> bool:
             raise
     for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
         del sys.modules[name]
-    # The library object must live as long as the operators.
-    mend_torchvision.library = library = torch.library.Library('torchvision', 'FRAGMENT')
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    KEPT.append(library)  # it must live as long as the operators
     for operator in ('nms', 'qnms'):
         library.define(f'{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     importlib.import_module('torchvision')
@@ -41,14 +44,15 @@ def mend_torchvision() -> bool:
 def mend_mmaction() -> bool:
     """mmaction2 1.2.0's wheel lacks one of its own packages, DRN, a localizer that nothing here uses."""
     spec = find_spec('mmaction')
-    if spec is None or any((Path(path) / 'models/localizers/drn').is_dir() for path in spec.submodule_search_locations):
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    if spec is None or any((Path(path) / 'models/localizers/drn').is_dir() for path in folders):
         return False
 
     class DRN:
         def __init__(self, *args, **kwargs) -> None:
             raise ImportError("DRN is missing in mmaction2's wheel; install mmaction2 from its repository")
 
-    package = types.ModuleType('mmaction.models.localizers.drn')
+    package: Any = types.ModuleType('mmaction.models.localizers.drn')
     package.drn = types.ModuleType('mmaction.models.localizers.drn.drn')
     package.drn.DRN = DRN
     for module in (package, package.drn):

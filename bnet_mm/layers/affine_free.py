@@ -30,7 +30,7 @@ def normalise(
     weight = rstd.new_ones(channels) if weight is None else weight
     bias = rstd.new_zeros(channels) if bias is None else bias
     if select_backend(whole, 1) != 'reference':
-        maps = x if whole.dim() == 4 else x.reshape(x.shape[0], channels, -1, 1)
+        maps = x if whole.dim() == 4 else whole.reshape(whole.shape[0], channels, -1, 1)
         return fused_bnet(maps, mean, rstd, weight.view(-1, 1, 1, 1), bias).view_as(whole)
     places = [1] * (whole.dim() - 2)
     wide = whole.to(dtype) if carrier is None else whole.detach() + carrier

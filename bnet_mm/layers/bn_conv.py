@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class BNConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
         check_positive_int('BNConv', 'num_features', num_features)
         check_positive_int('BNConv', 'k', k, odd=True)
         self.norm = nn.BatchNorm2d(num_features, eps, momentum, **options)

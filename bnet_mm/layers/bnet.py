@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import adapt_bnet_keys
-from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.arguments import Duck, check_positive_int, is_symbolic
 from bnet_mm.layers.cross_iteration_bn import CBN
 from bnet_mm.layers.normalisers import (
+    Normaliser,
     build_normaliser,
     has_hooks,
     is_foreign_sync_batch_norm,
@@ -80,6 +81,7 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
             device=device,
             dtype=dtype,
         )
+        self.bias: nn.Parameter
 
     @property
     def num_features(self) -> int:
@@ -100,8 +102,10 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
         return self.weight[:, 0, self.k // 2, self.k // 2]
 
     def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor
+        bias: Tensor
         weight, bias = self.weight, self.bias
-        if not isinstance(x, torch.fx.Proxy):  # in which quantisation must find a convolution by the parameters alone
+        if not is_symbolic(x):  # in which quantisation must find a convolution by the parameters alone
             if select_backend(x, self.k, self.dilation[0]) != 'reference':
                 zeros = bias.new_zeros(self.num_features)
                 return fused_bnet(x, zeros, zeros + 1, weight, bias).to(convolution_dtype(x))
@@ -136,8 +140,8 @@ class BNET(nn.Module):
 
     Raises:
         ValueError: For an unknown option, an even k, a k, dilation or num_features below 1, or a normaliser that is
-            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value per channel in
-            training mode.
+            none of these; in forward for an input that is not 4-D, has another channel count, or has a single value
+            per channel in training mode.
 
     A checkpoint of the normaliser with its affine, such as BatchNorm2d's, loads and keeps its function; see
     :mod:`bnet_mm.checkpoint.layouts`. ``convert_sync_batchnorm`` makes batch statistics synchronised ones.
@@ -162,19 +166,17 @@ class BNET(nn.Module):
         super().__init__()
         if unknown:
             known = [name for name in inspect.signature(BNET).parameters if name not in ('num_features', 'unknown')]
-            where = (
-                '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
-            )
-            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{where}')
+            hint = '; where belongs to WithBNET or enhance, which choose norms in a model' if 'where' in unknown else ''
+            raise ValueError(f'BNET: unknown option {", ".join(unknown)}; it takes {", ".join(known)}{hint}')
         check_positive_int('BNET', 'num_features', num_features)
         check_positive_int('BNET', 'k', k, odd=True)
         check_positive_int('BNET', 'dilation', dilation)
         options = dict(eps=eps, momentum=momentum, track_running_stats=track_running_stats)
-        self.norm = build_normaliser(norm, num_features, options).to(device=device, dtype=dtype)
+        self.norm: Normaliser = build_normaliser(norm, num_features, options).to(device=device, dtype=dtype)
         self.bnconv = DepthwiseTransform(num_features, k, dilation, device=device, dtype=dtype)
 
     @classmethod
-    def from_norm(cls, norm: nn.Module, k: int = 3, dilation: int = 1) -> BNET:
+    def from_norm(cls, norm: Duck, k: int = 3, dilation: int = 1) -> BNET:
         """A BNET over a copy of ``norm``, with its function, statistics, mode, device and ``requires_grad``.
 
         Args:
@@ -256,7 +258,7 @@ class BNET(nn.Module):
 
     def _fused(self, x: Tensor) -> Tensor | None:
         """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
-        if isinstance(x, torch.fx.Proxy) or has_hooks(self.bnconv):
+        if is_symbolic(x) or has_hooks(self.bnconv):
             return None
         if select_backend(x, self.bnconv.k, self.bnconv.dilation[0]) == 'reference':
             return None

@@ -9,14 +9,14 @@ the paper's clipping (eq. 11): a past iteration whose compensated variance is ne
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from bnet_mm.layers.affine_free import add_stand_ins, normalise
-from bnet_mm.layers.arguments import check_positive_int, is_lazy
+from bnet_mm.layers.arguments import Duck, check_positive_int, is_integer, is_lazy, is_real
 from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import batch_norm, update_running_statistics
 from bnet_mm.ops.dispatch import is_exporting
@@ -82,16 +82,16 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_positive_int('CBN', 'num_features', num_features)
-        if not isinstance(buffer_num, Integral) or isinstance(buffer_num, bool) or buffer_num < 0:
+        if not is_integer(buffer_num) or buffer_num < 0:
             raise ValueError(f'CBN: buffer_num must be a number of past iterations, 0 or more, got {buffer_num!r}')
-        if not isinstance(burnin, Real) or isinstance(burnin, bool) or not burnin >= 0:
+        if not is_real(burnin) or isinstance(burnin, bool) or not burnin >= 0:
             raise ValueError(f'CBN: burnin must be a number of epochs, 0 or more, got {burnin!r}')
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not affine:
             add_stand_ins(self, num_features)
         self.buffer_num, self.burnin = buffer_num, burnin
         self._epoch: float | None = None
-        self._convolution: tuple[nn.Module, ...] = ()  # in a tuple, so that it does not become a child
+        self._convolution: tuple[Duck, ...] = ()  # in a tuple, so that it does not become a child
         self._chosen = False
         self._history: Tensor | None = None  # (buffer_num, numbers of an iteration, see PARTS), newest first
 
@@ -121,7 +121,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         """Follow the convolution of ``other``, of which this is a copy."""
         self._convolution, self._chosen = other._convolution, other._chosen
 
-    def _fits(self, convolution: nn.Module) -> bool:
+    def _fits(self, convolution: Duck) -> bool:
         if getattr(convolution, 'transposed', False):
             return False
         return is_lazy(convolution.weight) or len(convolution.weight) == self.num_features
@@ -160,13 +160,14 @@ class CBN(nn.modules.batchnorm._BatchNorm):
             return False
         if x.numel() <= x.shape[1]:  # empty, or one value per channel: as batch norm has it
             return False
-        if self.burnin and self._epoch is None:
-            raise RuntimeError(
-                f'CBN: burnin={self.burnin} epochs, and nobody tells the epoch: add '
-                "custom_hooks=[dict(type='CBNBurnIn')] to the config, or call set_epoch()"
-            )
-        if self.burnin and self._epoch < self.burnin:
-            return False
+        if self.burnin:
+            if self._epoch is None:
+                raise RuntimeError(
+                    f'CBN: burnin={self.burnin} epochs, and nobody tells the epoch: add '
+                    "custom_hooks=[dict(type='CBNBurnIn')] to the config, or call set_epoch()"
+                )
+            if self._epoch < self.burnin:
+                return False
         if not self._convolution:
             raise RuntimeError(
                 'CBN: no convolution is known before this layer; put it into a module after its convolution (as '
@@ -204,7 +205,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
             # Channel c's statistics depend on row c of the weight only, so the gradient of their sum holds them all.
             # The power of two keeps float16 from underflow (1 / count) and from overflow (sums over count values).
             factor = 2.0 ** round(math.log2(count) / 2)
-            options = dict(retain_graph=True, allow_unused=True)
+            options: dict[str, Any] = dict(retain_graph=True, allow_unused=True)
             (slope,) = torch.autograd.grad(mean.sum() * factor, weight, **options)
             (var_slope,) = torch.autograd.grad(var.sum() * factor, weight, **options)
             if slope is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.arguments import Duck, check_positive_int
 
 
 class FReLU(nn.Module):
@@ -55,13 +55,13 @@ class FReLU(nn.Module):
         )
         self.bn = nn.BatchNorm2d(num_features, **options)
 
-    def follow_registered(self, convolution: nn.Module) -> None:
+    def follow_registered(self, convolution: Duck) -> None:
         """Take the number of channels from the convolution that was registered before this activation."""
         if self.conv is None and hasattr(convolution, 'out_channels'):
             weight = convolution.weight
             self._build(convolution.out_channels, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv is None:
+        if self.conv is None or self.bn is None:
             raise RuntimeError('FReLU: no convolution is known before this activation; give num_features')
         return torch.maximum(x, self.bn(self.conv(x)))

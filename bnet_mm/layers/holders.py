@@ -33,7 +33,7 @@ def prepare_holder(holder: nn.Module, name: str, layer: nn.Module | None) -> Non
         if convolution:
             follower.follow_registered(holder.get_submodule(convolution))
     replaced = holder._modules.get(name)
-    if replaced is not None and layer is not replaced and is_convolution(layer):
+    if replaced is not None and layer is not None and layer is not replaced and is_convolution(layer):
         for child in holder.children():  # heads whose levels share convolutions replace them after they are built
             follower = _follower(child)
             if isinstance(follower, CBN) and follower.follows(replaced):

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 from torch import Tensor, nn
 
 from bnet_mm.layers.affine_free import AffineFreeGroupNorm, AffineFreeInstanceNorm2d, add_stand_ins
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.layers.cross_iteration_bn import CBN
-from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
+from bnet_mm.layers.statistics import (
+    batch_norm,
+    running_statistics,
+    take_statistics,
+    update_running_statistics,
+    uses_batch_statistics,
+)
 from bnet_mm.layers.switchable_norm import SN2d, SyncSN
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops.bnet import Map, fused_moments
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 
 class AffineFreeBatchNorm2d(nn.BatchNorm2d):
@@ -31,7 +41,7 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
     def statistics(self, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`statistics`."""
         if not uses_batch_statistics(self):
-            return x, self.running_mean, self.running_var
+            return x, *running_statistics(self)
         maps, mean, var = fused_moments(x, over_batch=True)
         if self.training and self.track_running_stats:
             count = x.numel() // x.shape[1]
@@ -39,7 +49,8 @@ class AffineFreeBatchNorm2d(nn.BatchNorm2d):
         return maps, mean, var
 
 
-NORMALISERS = {
+Normaliser = Union[AffineFreeBatchNorm2d, SyncBatchNorm, AffineFreeGroupNorm, AffineFreeInstanceNorm2d, SN2d, CBN]
+NORMALISERS: dict[str, type[Normaliser]] = {
     'BN': AffineFreeBatchNorm2d, 'SyncBN': SyncBatchNorm, 'GN': AffineFreeGroupNorm, 'IN': AffineFreeInstanceNorm2d,
     'SN': SN2d, 'SyncSN': SyncSN, 'CBN': CBN,
 }  # fmt: skip
@@ -50,7 +61,7 @@ TAKES = {'BN': RUNNING, 'SyncBN': RUNNING, 'CBN': RUNNING, 'SN': ('momentum',), 
 DEFAULTS = dict(momentum=0.1, track_running_stats=True)
 
 
-def build_normaliser(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> nn.Module:
+def build_normaliser(cfg: str | dict[str, Any], num_features: int, options: dict[str, Any]) -> Normaliser:
     """Build a normaliser without affine.
 
     Args:
@@ -91,7 +102,7 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks) or 'forward' in module.__dict__
 
 
-def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
+def statistics(norm: Duck, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
     """What a normaliser without affine would normalise x (N, C, H, W) with, for the kernels of :mod:`bnet_mm.ops`.
 
     Running statistics are updated as by a forward pass of ``norm``.
@@ -120,7 +131,7 @@ def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Map, Tensor, Tenso
     return maps, group_mean.expand_as(means).flatten(1), group_var.expand_as(means).flatten(1)
 
 
-def is_foreign_sync_batch_norm(module: nn.Module | None) -> bool:
+def is_foreign_sync_batch_norm(module: nn.Module | None) -> TypeGuard[Duck]:
     """Whether this is torch's or mmcv's SyncBatchNorm (mmcv's is found by name: mmcv need not be installed)."""
     return type(module).__name__ == 'SyncBatchNorm' and not isinstance(module, SyncBatchNorm)
 
@@ -131,7 +142,7 @@ def can_be_normaliser(norm: nn.Module) -> bool:
     return type(norm) in kinds or type(norm).__name__ == '_BatchNormXd' or is_foreign_sync_batch_norm(norm)
 
 
-def without_affine(norm: nn.Module) -> nn.Module:
+def without_affine(norm: Duck) -> Normaliser:
     """A copy of ``norm`` that only normalises, with its statistics and mode; SyncBatchNorm becomes ours.
 
     Raises:
@@ -145,7 +156,7 @@ def without_affine(norm: nn.Module) -> nn.Module:
     if is_foreign_sync_batch_norm(norm):
         return SyncBatchNorm.from_host(norm)
     if isinstance(norm, (SN2d, CBN)):
-        twin = copy.deepcopy(norm)
+        twin: Duck = copy.deepcopy(norm)
         twin.affine = False
         add_stand_ins(twin, norm.num_features)
         if isinstance(norm, CBN):
@@ -158,28 +169,29 @@ def without_affine(norm: nn.Module) -> nn.Module:
     return take_statistics(kind(norm.num_features, norm.eps, norm.momentum, **options), norm)
 
 
-def with_affine(normaliser: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
+def with_affine(normaliser: Normaliser, weight: nn.Parameter, bias: nn.Parameter) -> nn.Module:
     """The norm that normalises as ``normaliser``, with this weight (C,) and bias (C,); torch's where there is one."""
-    norm = _without_stand_ins(normaliser)
+    norm: Duck = _without_stand_ins(normaliser)
     if isinstance(normaliser, CBN):
         norm.follow_same(normaliser)
     norm.weight, norm.bias = weight, bias
     return norm
 
 
-def _without_stand_ins(normaliser: nn.Module) -> nn.Module:
+def _without_stand_ins(normaliser: Normaliser) -> nn.Module:
     if isinstance(normaliser, (SN2d, CBN)):
         norm = copy.deepcopy(normaliser)
         norm.affine = True
         return norm
     if isinstance(normaliser, nn.GroupNorm):
         return nn.GroupNorm(normaliser.num_groups, normaliser.num_channels, normaliser.eps).train(normaliser.training)
+    kind: type[nn.InstanceNorm2d | nn.SyncBatchNorm | nn.BatchNorm2d]
     if isinstance(normaliser, nn.InstanceNorm2d):
         kind = nn.InstanceNorm2d
     else:
         kind = nn.SyncBatchNorm if isinstance(normaliser, SyncBatchNorm) else nn.BatchNorm2d
-    options = (normaliser.eps, normaliser.momentum, True, normaliser.track_running_stats)
-    norm = take_statistics(kind(normaliser.num_features, *options), normaliser)
+    options: tuple = (normaliser.eps, normaliser.momentum, True, normaliser.track_running_stats)
+    plain: Duck = take_statistics(kind(normaliser.num_features, *options), normaliser)
     if isinstance(normaliser, SyncBatchNorm):
-        norm.process_group = normaliser.process_group
-    return norm
+        plain.process_group = normaliser.process_group
+    return plain

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.ops.dispatch import is_exporting
 from bnet_mm.ops.schemas import wide_dtype
+
+Norm = TypeVar('Norm', bound=nn.Module)
 
 
 def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
@@ -15,7 +20,12 @@ def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
-def take_statistics(norm: nn.Module, other: nn.Module) -> nn.Module:
+def running_statistics(norm: Duck) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a norm that does not use its input's: then both are there."""
+    return norm.running_mean, norm.running_var
+
+
+def take_statistics(norm: Norm, other: nn.Module) -> Norm:
     """Give ``norm`` copies of the running statistics of ``other``, on their device, None for None; and its mode."""
     for name in ('running_mean', 'running_var', 'num_batches_tracked'):
         value = getattr(other, name, None)
@@ -30,20 +40,21 @@ def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor 
     which a later pass changes.
     """
     norm._check_input_dim(x)
-    running = norm.running_mean, norm.running_var
+    running_mean, running_var = norm.running_mean, norm.running_var
     tracks, batch_statistics = norm.training and norm.track_running_stats, uses_batch_statistics(norm)
-    if tracks and norm.momentum is None and None not in running:
-        mean, var = map(torch.zeros_like, running)
+    if tracks and norm.momentum is None and running_mean is not None and running_var is not None:
+        mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
         y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, norm.eps)  # momentum 1: writes the batch's statistics
         update_running_statistics(norm, mean, var)
         return y
     if tracks and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     if batch_statistics and not tracks:
-        running = None, None
+        running_mean = running_var = None
     elif not batch_statistics and x.requires_grad and not (torch.jit.is_tracing() or is_exporting()):
-        running = tuple(buffer.clone() for buffer in running)
-    return F.batch_norm(x, *running, weight, bias, batch_statistics, norm.momentum or 0.0, norm.eps)
+        running_mean = None if running_mean is None else running_mean.clone()
+        running_var = None if running_var is None else running_var.clone()
+    return F.batch_norm(x, running_mean, running_var, weight, bias, batch_statistics, norm.momentum or 0.0, norm.eps)
 
 
 @torch.no_grad()
@@ -58,7 +69,7 @@ def update_running_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: Tenso
     for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
         if running is None:
             continue
-        share = norm.momentum
+        share: float | Tensor | None = norm.momentum
         if share is None:
             share = 0 if counter is None else 1 / counter.to(wide_dtype(running.dtype))
         running.mul_(1 - share).add_((new * share).to(running.dtype))

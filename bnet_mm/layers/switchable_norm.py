@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from numbers import Real
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from bnet_mm.checkpoint.layouts import STATISTICS, move_key
 from bnet_mm.layers.affine_free import add_stand_ins, normalise
-from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.layers.arguments import check_positive_int, is_real
 from bnet_mm.layers.scripting import refuse_scripting
-from bnet_mm.layers.statistics import update_running_statistics, uses_batch_statistics
+from bnet_mm.layers.statistics import running_statistics, update_running_statistics, uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SumOverProcesses, world_size
 from bnet_mm.ops.bnet import Map, fused_moments, moments
 
@@ -85,7 +85,7 @@ class _SwitchableNorm(nn.Module):
         super().__init__()
         name = type(self).__name__
         check_positive_int(name, 'num_features', num_features)
-        if not isinstance(momentum, Real) or not 0 < momentum <= 1:
+        if not is_real(momentum) or not 0 < momentum <= 1:
             raise ValueError(
                 f'{name}: momentum must be the weight of the new batch, in (0, 1], got {momentum!r}; for the plain '
                 'average of all batches use using_moving_average=False'
@@ -98,7 +98,7 @@ class _SwitchableNorm(nn.Module):
             )
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.using_moving_average, self.using_bn, self.last_gamma = using_moving_average, using_bn, last_gamma
-        options = dict(device=device, dtype=dtype)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
         self.bn = RunningStatistics(num_features, eps, momentum, **options) if using_bn else None
         self.mean_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
         self.var_weight = nn.Parameter(torch.empty(len(self.kinds), **options))
@@ -154,9 +154,9 @@ class _SwitchableNorm(nn.Module):
         mixed = []
         for weight, values in ((self.mean_weight, means), (self.var_weight, variances)):
             share = weight.to(values[0].dtype).softmax(0)
-            value = sum(share[i] * value for i, value in enumerate(values))
+            value: Any = sum(share[i] * each for i, each in enumerate(values))
             mixed.append(value.expand(-1, self.num_features))  # LN alone has one for all channels
-        return tuple(mixed)
+        return mixed[0], mixed[1]
 
     def _statistics(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and variances of each kind, of shapes that broadcast to (N, C)."""
@@ -178,12 +178,13 @@ class _SwitchableNorm(nn.Module):
         mean_bn = self._batch_mean(mean_in)
         var_bn = self._batch_mean(var_in + (mean_in - mean_bn).square())
         if self.bn.training and not self._is_empty(mean_in):
-            self._track(mean_bn.detach()[0], var_bn.detach()[0])
+            self._track(self.bn, mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_in, mean_ln, mean_bn], [var_in, var_ln, var_bn]
 
     def _running(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance, (1, C); copies, for the backward pass may come after a training pass."""
-        return self.bn.running_mean.clone()[None], self.bn.running_var.clone()[None]
+        mean, var = running_statistics(self.bn)
+        return mean.clone()[None], var.clone()[None]
 
     def _is_empty(self, x: Tensor) -> bool:
         """Whether the batch of x (N, C) has nothing to track."""
@@ -194,17 +195,17 @@ class _SwitchableNorm(nn.Module):
         return x.mean(0, keepdim=True)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        bn = self.bn
+    def _track(self, bn: RunningStatistics, mean: Tensor, var: Tensor) -> None:
+        running_mean, running_var, counter = bn.running_mean, bn.running_var, bn.num_batches_tracked
         if self.using_moving_average or bn.momentum is None:
             update_running_statistics(bn, mean, var)
-        elif None not in (bn.running_mean, bn.running_var, bn.num_batches_tracked):
-            bn.num_batches_tracked.add_(1)
-            share = 1 / bn.num_batches_tracked.to(mean.dtype)
-            square = bn.running_var + bn.running_mean.square()
+        elif running_mean is not None and running_var is not None and counter is not None:
+            counter.add_(1)
+            share = 1 / counter.to(mean.dtype)
+            square = running_var + running_mean.square()
             square = square + (var + mean.square() - square) * share
-            bn.running_mean.copy_(bn.running_mean + (mean - bn.running_mean) * share)
-            bn.running_var.copy_(square - bn.running_mean.square())
+            running_mean.copy_(running_mean + (mean - running_mean) * share)
+            running_var.copy_(square - running_mean.square())
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         own = self.state_dict()
@@ -256,7 +257,7 @@ class SN1d(_SwitchableNorm):
             raise ValueError(f'SN1d: input must have more than one sample in training mode, got {tuple(x.shape)}')
         var_bn, mean_bn = torch.var_mean(x, 0, keepdim=True)
         if self.bn.training and len(x):
-            self._track(mean_bn.detach()[0], var_bn.detach()[0])
+            self._track(self.bn, mean_bn.detach()[0], var_bn.detach()[0])
         return [mean_ln, mean_bn], [var_ln, var_bn]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bnet_mm.layers.affine_free import add_stand_ins, normalise
-from bnet_mm.layers.statistics import batch_norm, take_statistics, update_running_statistics, uses_batch_statistics
+from bnet_mm.layers.arguments import Duck
+from bnet_mm.layers.statistics import (
+    batch_norm,
+    running_statistics,
+    take_statistics,
+    update_running_statistics,
+    uses_batch_statistics,
+)
 from bnet_mm.ops.bnet import Map, fused_moments, moments
 from bnet_mm.ops.schemas import wide_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -97,13 +108,13 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = dict(affine=False, track_running_stats=track_running_stats, device=device, dtype=dtype)
-        super().__init__(num_features, eps, momentum, **options)
+        options: dict[str, Any] = dict(device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, False, track_running_stats, **options)
         add_stand_ins(self, num_features)
         self.process_group = process_group
 
     @classmethod
-    def from_host(cls, norm: nn.Module) -> SyncBatchNorm:
+    def from_host(cls, norm: Duck) -> Self:
         """Take over the statistics and settings of torch's or mmcv's SyncBatchNorm; its affine is left out."""
         group = getattr(norm, 'process_group', getattr(norm, 'group', None))
         layer = cls(norm.num_features, norm.eps, norm.momentum, norm.track_running_stats, group)
@@ -118,6 +129,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size(self.process_group) == 1:
             return batch_norm(self, x, weight, bias)
         self._check_input_dim(x)
+        maps: Tensor | Map
         maps = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
         maps, mean, var = self.statistics(maps, moments)
         return normalise(maps, mean, var, self.eps, weight, bias).view_as(x)
@@ -125,7 +137,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def statistics(self, x: Tensor, moments: Callable = fused_moments) -> tuple[Tensor | Map, Tensor, Tensor]:
         """As :func:`bnet_mm.layers.normalisers.statistics`: of the joined batch in training mode."""
         if not uses_batch_statistics(self):
-            return x, self.running_mean, self.running_var
+            return x, *running_statistics(self)
         count = x.numel() // x.shape[1]
         if count:
             x, mean, var = moments(x, over_batch=True)
@@ -149,7 +161,7 @@ class AffineSyncBatchNorm(SyncBatchNorm):
     """Stands for torch's or mmcv's SyncBatchNorm on a CPU, with its parameters and the keys of its state dict."""
 
     @classmethod
-    def from_host(cls, norm: nn.Module) -> AffineSyncBatchNorm:
+    def from_host(cls, norm: Duck) -> Self:
         layer = super().from_host(norm)
         layer.affine, layer.weight, layer.bias = norm.affine, norm.weight, norm.bias
         return layer

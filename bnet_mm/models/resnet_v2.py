@@ -101,7 +101,7 @@ class ResNetV2(ResNet):
         norm_eval: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        options = dict(norm_cfg=norm_cfg or dict(type='BN'), conv_cfg=conv_cfg, norm_eval=norm_eval)
+        options: dict[str, Any] = dict(norm_cfg=norm_cfg or dict(type='BN'), conv_cfg=conv_cfg, norm_eval=norm_eval)
         if init_cfg is not None:
             options['init_cfg'] = init_cfg
         super().__init__(depth, frozen_stages=frozen_stages, **options)

@@ -149,8 +149,8 @@ class _Transform(torch.autograd.Function):
         needs.pop(0 if ctx.carried else 1)
         if torch.is_grad_enabled() or transforms_active(grad):
 
-            def reference(*tensors):
-                return bnet_reference(*tensors, y is not None).to(grad.dtype)
+            def reference(x, mean, rstd, weight, bias, residual):
+                return bnet_reference(x, mean, rstd, weight, bias, residual, y is not None).to(grad.dtype)
 
             inputs = (x, mean, rstd, weight, bias, residual)
             grads = _differentiable(reference, inputs, needs, grad)

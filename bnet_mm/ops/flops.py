@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.utils import flop_counter
 
 from bnet_mm.ops import schemas  # noqa: F401  (declares torch.ops.bnet_mm)
 
-try:
-    from torch.utils.flop_counter import conv_backward_flop, conv_flop, register_flop_formula
-except ImportError:  # torch 2.1 has no place for formulas
-
-    def register_flop_formula(operator):
-        return lambda formula: formula
+# torch 2.1 has no place for formulas
+register_flop_formula = getattr(flop_counter, 'register_flop_formula', lambda operator: lambda formula: formula)
 
 
 def _convolution(k: int) -> tuple:
@@ -21,10 +18,10 @@ def _convolution(k: int) -> tuple:
 
 @register_flop_formula(torch.ops.bnet_mm.forward)
 def forward_flop(x, mean, rstd, weight, bias, residual, relu, out_shape=None, **kwargs) -> int:
-    return conv_flop(x, weight, bias, *_convolution(weight[-1]), out_val=x)
+    return flop_counter.conv_flop(x, weight, bias, *_convolution(weight[-1]), out_val=x)
 
 
 @register_flop_formula(torch.ops.bnet_mm.backward)
 def backward_flop(grad, x, mean, rstd, weight, needs_weight, *args, out_shape=None, **kwargs) -> int:
     options = (*_convolution(weight[-1]), [0, 0], x[1], [True, needs_weight, True])
-    return conv_backward_flop(grad, x, weight, None, *options, out_val=(x, weight, x[1:2]))
+    return flop_counter.conv_backward_flop(grad, x, weight, None, *options, out_val=(x, weight, x[1:2]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, SupportsIndex
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bnet_mm.layers import FReLU
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.surgery.positions import norm_names
 
 # Where the blocks come from whose forward is the one below, but for the activations.
@@ -17,12 +19,21 @@ KNOWN_FORWARDS = (
 )  # fmt: skip
 
 
+BLOCK_CLASSES: dict[type[nn.Module], type[FReLUBlock]] = {}  # the host's -> ours
+
+
 class FReLUBlock(nn.Module):
     """A basic or bottleneck block with an activation of its own after each convolution: a list ``relu`` of FReLUs.
 
     The hosts' blocks have one ReLU, which they call several times; which call it is could only be counted, and counters
     are wrong for threads, recomputation (``with_cp``) and after an exception. So this is their forward once more.
     """
+
+    if TYPE_CHECKING:  # what the hosts' blocks have; torch.jit.trace would read it
+        relu: nn.ModuleList
+        downsample: nn.Module | None
+        drop_path: nn.Module
+        forward_plugin: Callable[[Tensor, list[str]], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         if getattr(self, 'with_cp', False) and x.requires_grad:
@@ -42,13 +53,14 @@ class FReLUBlock(nn.Module):
             out = self.drop_path(out)
         return out + (x if self.downsample is None else self.downsample(x))
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         return _empty_block, (type(self).__mro__[2],), self.__dict__  # pickle finds no class that was made at run time
 
 
-@functools.cache
 def _block_class(kind: type[nn.Module]) -> type[FReLUBlock]:
-    return type(f'FReLU{kind.__name__}', (FReLUBlock, kind), {})
+    if kind not in BLOCK_CLASSES:
+        BLOCK_CLASSES[kind] = type(f'FReLU{kind.__name__}', (FReLUBlock, kind), {})
+    return BLOCK_CLASSES[kind]
 
 
 def _empty_block(kind: type[nn.Module]) -> FReLUBlock:
@@ -66,7 +78,7 @@ def use_frelu(model: nn.Module) -> None:
             mmpretrain's or torchvision's ResNet or ResNeXt, or has FReLU already; the model is as it was.
     """
     title = f'use_frelu: {type(model).__name__}'
-    stages = [getattr(model, f'layer{i}', None) for i in (1, 2, 3)]
+    stages: list[Duck] = [getattr(model, f'layer{i}', None) for i in (1, 2, 3)]
     blocks = [m for stage in stages if stage is not None for m in stage.modules() if norm_names(m)]
     if None in stages or not blocks:
         raise ValueError(f'{title} has no stages layer1 to layer3 of residual blocks')

@@ -14,6 +14,7 @@ from torch import nn
 
 from bnet_mm.checkpoint.layouts import to_our_key
 from bnet_mm.layers import BNET
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.surgery.activations import use_frelu
 from bnet_mm.surgery.enhance import enhance, insert_bn_conv
 from bnet_mm.surgery.positions import norm_names
@@ -177,12 +178,14 @@ def _adapt_host(model: nn.Module) -> None:
     is read: the host says that by a single ``init_cfg``, its own defaults are a list. And mmaction's ResNet, which
     reads torchvision's files by itself, reads norms by ``load_state_dict``.
     """
-    networks = [m for m in model.modules() if getattr(m, 'zero_init_residual', False)]
-    blocks = [m for network in networks if not isinstance(network.init_cfg, dict) for m in network.modules()]
+    networks: list[Duck] = [m for m in model.modules() if getattr(m, 'zero_init_residual', False)]
+    networks = [network for network in networks if not isinstance(network.init_cfg, dict)]
+    blocks: list[Duck] = [m for network in networks for m in network.modules()]
     for block in blocks:
         for name in norm_names(block).get('C', ()):
             if isinstance(block.get_submodule(name), BNET) and getattr(block, 'init_cfg', False) is None:
                 block.init_cfg = dict(type='Constant', val=0, override=dict(name=name))
+    module: Duck
     for module in model.modules():
         if hasattr(module, '_load_bn_params'):
             module._load_bn_params = _load_torchvision_norm

@@ -14,7 +14,7 @@ from typing import Union
 from torch import nn
 
 from bnet_mm.layers import BNET, BNConv, FReLU, SN1d, SN2d, SN3d
-from bnet_mm.layers.arguments import is_lazy
+from bnet_mm.layers.arguments import Duck, is_lazy
 from bnet_mm.layers.holders import convolution_before
 from bnet_mm.layers.normalisers import can_be_normaliser
 from bnet_mm.messages import first_of
@@ -71,7 +71,7 @@ def insert_bn_conv(model: nn.Module, k: int = 3, where: Where = 'C') -> Report:
     Args and errors: As :func:`enhance`.
     """
 
-    def make(norm: nn.Module) -> tuple[BNConv, str]:
+    def make(norm: Duck) -> tuple[BNConv, str]:
         return BNConv.from_norm(norm, k), f'BNConv-{k}'
 
     def why_not(name: str, norm: nn.Module) -> str:
@@ -101,9 +101,9 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
             f'restore: {len(trained)} BNET layers have taps off the centre, no norm has: {first_of(trained, 8)}'
         )
     report = Report('restored', model if inplace else copy.deepcopy(model))
-    replaced = {}
-    for name, layer in layers.items():
-        layer = report.model.get_submodule(name)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for name in layers:
+        layer: Duck = report.model.get_submodule(name)
         replaced[layer] = layer.to_norm()
         report.changed[name] = f'BNET-{layer.bnconv.k} -> {_title(replaced[layer])}'
     replace_modules(report.model, replaced)
@@ -199,7 +199,7 @@ def _why_not_bnet(model: nn.Module, name: str, norm: nn.Module) -> str:
         return 'it has hooks or a parametrization, which would be lost'
     holder, _, attribute = name.rpartition('.')
     before = convolution_before(model.get_submodule(holder), attribute)
-    conv = model.get_submodule(f'{holder}.{before}' if holder else before) if before else None
+    conv: Duck = model.get_submodule(f'{holder}.{before}' if holder else before) if before else None
     if conv is not None and not isinstance(conv, nn.Conv2d) and (is_lazy(conv.weight) or conv.weight.dim() in (3, 5)):
         return f'{type(norm).__name__} after a convolution that is not 2-D'
     return ''

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from bnet_mm.layers import BNET, CBN
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.layers.normalisers import AffineFreeBatchNorm2d, is_foreign_sync_batch_norm
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.messages import first_of
@@ -29,7 +30,7 @@ from bnet_mm.surgery.report import Report
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 BATCH_NORM_FORWARDS = {kind.forward for kind in (BatchNorm, AffineFreeBatchNorm2d, SyncBatchNorm, CBN)}
 # Maps for trials: small ones, and larger ones with many divisors for networks that shrink and enlarge them.
-TRIAL_SIZES = {2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
+TRIAL_SIZES: dict[int, list[tuple[int, ...]]] = {2: [(9, 11), (64, 96)], 3: [(8, 32, 32)]}
 
 
 def fold(model: nn.Module, inplace: bool = True, inputs: tuple | None = None, conv2d: bool = False) -> Report:
@@ -118,8 +119,8 @@ def _warn_of_parts(report: Report) -> None:
 class Pair:
     """A norm, called ``attribute`` in ``norm_holder``, and the convolution before it."""
 
-    conv: nn.Module
-    norm: nn.Module
+    conv: Duck
+    norm: Duck
     norm_holder: nn.Module
     attribute: str
 
@@ -135,9 +136,9 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, list[Pair]]]:
             for (_, conv), (name, norm) in zip(children, children[1:])
             if _output_channels(conv) and (isinstance(norm, BNET) or is_norm(norm))
         ]
-        lists = (getattr(holder, 'convs', None), getattr(holder, 'bns', None))
-        if all(isinstance(modules, nn.ModuleList) for modules in lists):
-            pairs += [Pair(conv, norm, lists[1], str(i)) for i, (conv, norm) in enumerate(zip(*lists))]
+        convs, norms = getattr(holder, 'convs', None), getattr(holder, 'bns', None)
+        if isinstance(convs, nn.ModuleList) and isinstance(norms, nn.ModuleList):
+            pairs += [Pair(conv, norm, norms, str(i)) for i, (conv, norm) in enumerate(zip(convs, norms))]
         if pairs:
             yield holder, pairs
 
@@ -152,7 +153,7 @@ def _shared(model: nn.Module) -> set[nn.Module]:
 
 def _why_not_foldable(norm: nn.Module) -> str:
     """Why this norm cannot be folded at all; empty if it can."""
-    normaliser = norm.norm if isinstance(norm, BNET) else norm
+    normaliser: Duck = norm.norm if isinstance(norm, BNET) else norm
     foreign = is_foreign_sync_batch_norm(normaliser)
     if not foreign and not isinstance(normaliser, BatchNorm):
         return f'{type(normaliser).__name__} takes statistics from its input'
@@ -222,7 +223,7 @@ def _trial(holder: nn.Module, pairs: list[Pair]) -> str:
         return f'{title} does not take one map alone'
     memo: dict = {}
     twin = copy.deepcopy(holder, memo).double()
-    twins = [Pair(*(memo[id(m)] for m in (p.conv, p.norm, p.norm_holder)), p.attribute) for p in pairs]
+    twins = [Pair(memo[id(p.conv)], memo[id(p.norm)], memo[id(p.norm_holder)], p.attribute) for p in pairs]
     _randomise(twin)
     seen: list[tuple[nn.Module, Tensor]] = []  # what each convolution gave and each norm got, in order
     for pair in twins:
@@ -256,10 +257,11 @@ def _randomise(module: nn.Module) -> None:
             value.copy_(noise + 0.5 if positive else (noise - 0.5) * 4 / fan**0.5)
 
 
-def _random_input(holder: nn.Module, conv: nn.Module, seen: list) -> tuple[Tensor, list[Tensor]]:
+def _random_input(holder: nn.Module, conv: Duck, seen: list) -> tuple[Tensor, list[Tensor]]:
     """A random map that ``holder`` takes, and its outputs; raises what ``holder`` raises if it takes none."""
     dims = conv.weight.dim()
-    first = next(m for m in holder.modules() if _output_channels(m) and m.weight.dim() == dims)
+    layers: Iterator[Duck] = holder.modules()
+    first = next(m for m in layers if _output_channels(m) and m.weight.dim() == dims)
     generator = torch.Generator().manual_seed(0)
     for size in TRIAL_SIZES[dims - 2]:
         seen.clear()
@@ -297,7 +299,8 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 def _fold_into(pair: Pair) -> None:
     """Scale and shift the convolution's output as the normalisation does, and the affine where nothing else is left."""
     conv, norm = pair.conv, pair.norm
-    normaliser, left = (norm.norm if isinstance(norm, BNET) else norm), _transform_alone(norm)
+    normaliser: Duck = norm.norm if isinstance(norm, BNET) else norm
+    left = _transform_alone(norm)
     with torch.no_grad():
         scale = (normaliser.running_var.double() + normaliser.eps).rsqrt()
         shift = -normaliser.running_mean.double() * scale
@@ -319,14 +322,14 @@ def _keeps_transform(norm: nn.Module) -> bool:
     return isinstance(norm, BNET) and not norm.is_affine()
 
 
-def _transform_alone(norm: nn.Module) -> nn.Module:
+def _transform_alone(norm: Duck) -> nn.Module:
     """What is left of a norm: the depthwise convolution of BNET, or nothing."""
     if not _keeps_transform(norm):
         return nn.Identity()
     return norm.bnconv.eval()
 
 
-def _as_conv2d(transform: nn.Module) -> nn.Conv2d:
+def _as_conv2d(transform: Duck) -> nn.Conv2d:
     """torch's own depthwise convolution, with the very parameters of a transform."""
     options = dict(padding=transform.padding, dilation=transform.dilation, groups=transform.groups, device='meta')
     conv = nn.Conv2d(transform.in_channels, transform.out_channels, transform.kernel_size, **options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from bnet_mm.layers.arguments import Duck
 from bnet_mm.surgery.modules import is_norm
 
 POSITIONS = 'ABC'
@@ -28,7 +29,7 @@ def norm_names(block: nn.Module) -> Names:
     return {}
 
 
-def _named_norms(block: nn.Module) -> Names:
+def _named_norms(block: Duck) -> Names:
     """``norm1_name`` and so on: ResNet, ResNeXt, RegNet, HRNet, Res2Net, ResNeSt in mmdet, mmseg, mmpretrain."""
     first, second, third = (getattr(block, f'norm{i}_name', None) for i in (1, 2, 3))
     if not first or not second:
@@ -45,8 +46,8 @@ def _named_norms(block: nn.Module) -> Names:
 
 def _conv_modules(block: nn.Module) -> Names:
     """``conv1``, ``conv2`` (and ``conv3``) that hold their norms: mmaction's ResNets, Darknet, CSPDarknet."""
-    names = {f'conv{i}': _norm_of_conv_module(block, f'conv{i}') for i in (1, 2, 3)}
-    names = {conv: norm for conv, norm in names.items() if norm}
+    found = {f'conv{i}': _norm_of_conv_module(block, f'conv{i}') for i in (1, 2, 3)}
+    names = {conv: norm for conv, norm in found.items() if norm}
     if isinstance(block, nn.Sequential) or list(names) not in (['conv1', 'conv2'], ['conv1', 'conv2', 'conv3']):
         return {}
     # One after the other, and nothing else beside a shortcut: not YOLO's necks and poolings, not CornerNet's.
@@ -67,7 +68,7 @@ def _inverted_residuals(block: nn.Module) -> Names:
     return {position: [name] for position, name in names.items() if name}
 
 
-def _sequential_inverted_residuals(block: nn.Module) -> Names:
+def _sequential_inverted_residuals(block: Duck) -> Names:
     """MobileNetV2 in mmseg, mmpretrain, mmaction and torchvision: a sequence ``conv`` with two or three norms."""
     if 'InvertedResidual' not in type(block).__name__ or not isinstance(getattr(block, 'conv', None), nn.Sequential):
         return {}
@@ -89,7 +90,7 @@ FAMILIES = (_named_norms, _inverted_residuals, _sequential_inverted_residuals, _
 
 def _norm_of_conv_module(block: nn.Module, name: str) -> str | None:
     """Name of the norm of mmcv's ConvModule ``name``, or of the last one in its depthwise separable pair."""
-    module = getattr(block, name, None)
+    module: Duck = getattr(block, name, None)
     if hasattr(module, 'pointwise_conv'):
         module, name = module.pointwise_conv, f'{name}.pointwise_conv'
     norm = getattr(module, 'norm_name', None)

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+import bnet_mm
 from bnet_mm import BNET, SN2d
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.cli import UserError
@@ -40,7 +41,8 @@ def test_the_official_layout_of_sn_can_be_resumed(tmp_path):
 
 @pytest.mark.parametrize('value, message', [
     ([1.0, 2.0], 'While copying the parameter named "0.weight".*expected torch.Tensor'),
-    (torch.zeros(4, 3), r'0.weight is \(4, 3\), not \(4, 3, 1, 1\)'), (torch.zeros(4, 3, 1, 1).to_sparse(), '"0.weight"'),
+    (torch.zeros(4, 3), r'0.weight is \(4, 3\), not \(4, 3, 1, 1\)'),
+    (torch.zeros(4, 3, 1, 1).to_sparse(), '"0.weight"'),
 ])  # fmt: skip
 def test_what_torch_cannot_load_is_no_checkpoint_to_resume(tmp_path, value, message):
     """mmengine logs it and goes on; of what is no tensor our runner did not know."""
@@ -142,7 +144,7 @@ def test_loading_by_the_runner(runner, tmp_path):
 
 
 def test_model_that_cannot_be_built():
-    with pytest.raises(UserError, match='the model BNET cannot be built: TypeError: .*kernel'):
+    with pytest.raises(UserError, match='the model BNET cannot be built: .*kernel'):
         build_model(Config(dict(model=dict(type='BNET', num_features=3, kernel=5))))
     cfg = Config(dict(model=dict(type='BNET', num_features=3)))
     assert isinstance(build_model(cfg), BNET)
@@ -166,3 +168,21 @@ def test_data_without_an_image():
             build_data(runner(dataset))
     with pytest.raises(UserError, match='the training data cannot be read: ValueError: another'):
         build_data(runner(Broken(ValueError('another'))))
+
+
+def test_parameters_that_no_group_of_the_optimizer_has(monkeypatch):
+    """TSM's constructor passes over what a module has beside its children, as SN does."""
+    import_host_models('mmaction')
+    warned = []
+    runner = object.__new__(CheckedRunner)
+    monkeypatch.setattr(CheckedRunner, 'logger', SimpleNamespace(warning=warned.append), raising=False)
+    for norm, names in [('SN', '1.mean_weight, 1.var_weight, 1.weight, 1.bias'), ('BN', None)]:
+        layer = bnet_mm.SN2d(4) if norm == 'SN' else nn.BatchNorm2d(4)
+        runner.model = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Conv2d(4, 4, 1), BNET(4), nn.Linear(4, 2))
+        with DefaultScope.overwrite_default_scope('mmaction'):
+            runner.build_optim_wrapper(
+                dict(optimizer=dict(type='SGD', lr=1.0), constructor='TSMOptimWrapperConstructor')
+                | dict(paramwise_cfg=dict(fc_lr5=True))
+            )
+        assert warned == ([f'the optimizer has no group for {names}: they will not train'] if names else [])
+        warned.clear()

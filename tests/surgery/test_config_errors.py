@@ -4,6 +4,7 @@ import pytest
 from mmengine.registry import MODELS, DefaultScope
 
 from bnet_mm import BNET
+from bnet_mm.surgery import config
 from helpers.hosts import import_host_models
 
 
@@ -14,12 +15,12 @@ def build(**cfg):
 
 
 @pytest.mark.parametrize('cfg, message', [
-    (dict(bnet=dict(k=3), depth=18), "WithBNET: base is missing: the type that stood here before, such as base='ResNet'"),
+    (dict(bnet=dict(k=3)), "WithBNET: base is missing: the type that stood here before, such as base='ResNet'"),
     (dict(base='ResNet', depth=18), "WithBNET: bnet must be a dict such as .* or None for no BNET, got nothing"),
     (dict(base='ResNet', bnet=5, depth=18), "WithBNET: bnet must be a dict such as .*, got 5"),
     (dict(base='ResNet', bnet='C', depth=18), "WithBNET: bnet must be a dict such as .*, got 'C'"),
     (dict(base='WithBNET', bnet=dict(k=3)), 'WithBNET: base must be the model itself, not another WithBNET'),
-    (dict(base='ResNett', bnet=dict(k=3), depth=18), r"WithBNET: base='ResNett' is no model that mmdet knows; .* ResNet\?"),
+    (dict(base='ResNett', bnet={}), r"WithBNET: base='ResNett' is no model that mmdet knows; did you mean ResNet\?"),
     (dict(base='zzz', bnet=dict(k=3)), "WithBNET: base='zzz' is no model that mmdet knows"),
 ])  # fmt: skip
 def test_bad_config(cfg, message):
@@ -27,19 +28,18 @@ def test_bad_config(cfg, message):
         build(**cfg)
 
 
-def test_no_bnet_and_default_bnet_say_what_they_do(capfd):
+def test_no_bnet_and_default_bnet_say_what_they_do(monkeypatch):
+    said = []
+    monkeypatch.setattr(config, 'print_log', lambda text, logger: said.append(text))
     plain = build(base='ResNet', bnet=None, depth=18)
     assert not any(isinstance(module, BNET) for module in plain.modules())
-    assert 'WithBNET: bnet=None, so no norm was replaced' in ''.join(capfd.readouterr())
     default = build(base='ResNet', bnet={}, depth=18)
     assert sum(isinstance(module, BNET) for module in default.modules()) == 8
-    assert 'enhanced 8 of 20 norms of ResNet, k=3' in ''.join(capfd.readouterr())
+    assert said == ['WithBNET: bnet=None, so no norm was replaced', 'WithBNET: enhanced 8 of 20 norms of ResNet, k=3']
 
 
 def test_options_that_belong_elsewhere():
-    with pytest.raises(
-        ValueError, match=r'BNET: unknown option where; it takes k, dilation, .*; where belongs to With'
-    ):
+    with pytest.raises(ValueError, match=r'BNET: unknown option where; it takes k, .*; where belongs to With'):
         BNET(8, k=3, where='C')
     with pytest.raises(ValueError, match='BNET: unknown option kernel_size; it takes k, dilation, eps, momentum'):
         BNET(8, kernel_size=3)

@@ -26,7 +26,8 @@ def forward(
     k = _check(x, dict(mean=mean, rstd=rstd), weight, bias, dict(residual=residual))
     y = like_map(x)
     channels_last = _is_channels_last(y)
-    x, residual = _in_format(x, channels_last), _in_format(residual, channels_last)
+    x = _in_format(x, channels_last)
+    residual = None if residual is None else _in_format(residual, channels_last)
     mean, rstd, bias = mean.contiguous(), rstd.contiguous(), bias.contiguous()
     taps, steps = _taps(weight, channels_last)
     plan = plan_windows(x.shape, k, channels_last, x.element_size(), by_sample=False)
@@ -150,6 +151,7 @@ def _check(
     if weight is not None and k not in KERNEL_SIZES:
         raise ValueError(f'bnet: weight must be ({c}, 1, k, k) with k 1, 3, 5 or 7, got {tuple(weight.shape)}')
     first = next(iter(numbers.values()), x)
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]]
     shapes = {name: (tensor, tuple(first.shape), torch.float32) for name, tensor in numbers.items()}
     shapes.update({name: (tensor, tuple(x.shape), maps_dtype or x.dtype) for name, tensor in maps.items()})
     shapes.update(weight=(weight, (c, 1, k, k), torch.float32), bias=(bias, (c,), torch.float32))
@@ -171,10 +173,8 @@ def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _in_format(x: Tensor | None, channels_last: bool) -> Tensor | None:
+def _in_format(x: Tensor, channels_last: bool) -> Tensor:
     """Any other strides are copied."""
-    if x is None:
-        return None
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
