@@ -25,6 +25,11 @@ OTHER_KEYS = (
     'activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'gpu_ids',
     'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
+# Sections of which mmengine takes what it knows and does not look at the rest.
+SECTIONS = {
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
+}
 
 
 class UserError(Exception):
@@ -60,13 +65,23 @@ def run_tool(main: Callable[[], None]) -> None:
             dist.destroy_process_group()
 
 
+class Options(DictAction):
+    """``--cfg-options``: what is no KEY=VALUE is an error of the command line, not of the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (ValueError, AssertionError) as error:
+            raise argparse.ArgumentError(self, f'takes KEY=VALUE, got {" ".join(values)}') from error
+
+
 def common_arguments(description: str) -> argparse.ArgumentParser:
     """The options that training and testing share, as OpenMMLab users know them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
         help='override config values, for instance model.backbone.bnet.k=7 train_dataloader.batch_size=4',
     )  # fmt: skip
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
@@ -78,8 +93,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
-        UserError: For a config that cannot be read, does not import bnet_mm although it needs it, or lacks the place
-            that an option names.
+        UserError: For a config that cannot be read, has no model or a setting that nobody would read, or does not
+            import bnet_mm although it needs it; for an option whose place the config lacks.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with clear_errors(f'config {args.config} cannot be read'):
@@ -89,6 +104,7 @@ def load_config(args: argparse.Namespace) -> Config:
         _check_option(key, cfg)
     with clear_errors('--cfg-options cannot be merged'):
         cfg.merge_from_dict(args.cfg_options)
+    _check_sections(cfg, args.config)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if cfg.get('default_scope') == 'mmpretrain':
@@ -118,9 +134,23 @@ def _check_custom_imports(cfg: Config, path: str) -> None:
         )
 
 
+def _check_sections(cfg: Config, path: str) -> None:
+    """Refuse what mmengine would not look at."""
+    if not cfg.get('model'):
+        raise UserError(f'config {path} has no model')
+    for section, known in SECTIONS.items():
+        given = cfg.get(section)
+        if unknown := sorted(set(given) - set(known)) if isinstance(given, dict) else []:
+            raise UserError(f'{section} takes {", ".join(known)}, got {", ".join(unknown)}')
+    if not isinstance(cfg.get('resume', False), bool):
+        raise UserError(f'resume is True or False, got {cfg.resume!r}; name a checkpoint with --resume CHECKPOINT')
+
+
 def _check_option(key: str, cfg: Config) -> None:
     """Refuse an option that would be merged and then read by nobody."""
     first = key.split('.')[0]
+    if first == 'launcher':
+        raise UserError(f'--cfg-options {key}: it has an option of its own, --launcher')
     known = [*inspect.signature(Runner.__init__).parameters, *OTHER_KEYS]
     if first in known:
         return

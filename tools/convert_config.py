@@ -51,7 +51,7 @@ def main() -> None:
         base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.out)))
     bnet = dict(k=args.k, where=args.where, dilation=args.dilation)
     stem = Path(args.out).stem
-    with written(args.out) as temporary:
+    with clear_errors('nothing was written'), written(args.out) as temporary:
         cfg = read_base(args.config, base, temporary)
         checkpoint = Path(new_checkpoint).name if args.from_checkpoint else None
         try:

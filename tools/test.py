@@ -8,10 +8,9 @@ import environment  # noqa: F401  (first: is this the right Python?)
 
 import os
 
-from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, run_tool
 from bnet_mm.engine.options import draw_predictions, dump_predictions, use_tta
-from bnet_mm.engine.runner import build_runner
+from bnet_mm.engine.runner import build_runner, stops_clearly
 
 
 def parse_args():
@@ -40,10 +39,8 @@ def main() -> None:
         runner.test_loop  # noqa: B018
     if args.out:
         dump_predictions(runner, cfg.default_scope, args.out)
-    try:
+    with stops_clearly(runner, 'the test'):
         runner.test()
-    except (CheckpointError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -6,10 +6,9 @@ import environment  # noqa: F401  (first: is this the right Python?)
 
 # isort: split
 
-from bnet_mm.checkpoint.layouts import CheckpointError
-from bnet_mm.cli import UserError, common_arguments, load_config, run_tool
+from bnet_mm.cli import common_arguments, load_config, run_tool
 from bnet_mm.engine.options import check_pretrained, scale_lr, use_amp
-from bnet_mm.engine.runner import build_data, build_runner, resume_from
+from bnet_mm.engine.runner import build_data, build_runner, resume_from, stops_clearly
 
 
 def parse_args():
@@ -36,10 +35,8 @@ def main() -> None:
         scale_lr(cfg)
     runner = build_runner(cfg, strict_loading=bool(cfg.get('resume')))
     build_data(runner)
-    try:
+    with stops_clearly(runner, 'the training'):
         runner.train()
-    except (CheckpointError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -114,11 +114,13 @@ def adapt_bnet_keys(state_dict: StateDict, prefix: str, layer: BNET) -> None:
     """Rewrite, in place, the keys below ``prefix`` into the layout of the BNET ``layer``.
 
     Raises:
-        CheckpointError: If the kernel in the checkpoint does not fit the layer.
+        CheckpointError: If the kernel in the checkpoint does not fit the layer, or something is no tensor.
     """
     own = layer.state_dict()
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix) :]
+        if not isinstance(state_dict[key], Tensor) and not name.endswith('_extra_state'):
+            raise CheckpointError(f'{key} is a {type(state_dict[key]).__name__} in the checkpoint, not a tensor')
         if not name.startswith(('norm.', 'bnconv.')) and name not in ('weight', 'bias'):
             move_key(state_dict, key, f'{prefix}norm.{name}', own.get(f'norm.{name}'))
     taps = prefix + 'bnconv.weight'

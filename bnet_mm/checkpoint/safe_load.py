@@ -93,10 +93,30 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
     with clear_errors(filename):
+        _check_sums(filename)
         checkpoint = _load_weights_only(filename, map_location)
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{filename} is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
+    state_dict = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(f'{filename} is not a checkpoint: it holds a {type(state_dict).__name__}, not a dict')
+    if strange := [key for key in state_dict if not isinstance(key, str)]:
+        raise CheckpointError(f'{filename} is not a checkpoint: {strange[0]!r} is no name of a tensor')
     return checkpoint
+
+
+def _check_sums(filename: str) -> None:
+    """Raise BadZipFile if a checksum of the file is wrong: torch writes them, and reads a changed number as it is.
+
+    The format of torch before 1.6 has none.
+    """
+    with open(filename, 'rb') as file:
+        if file.read(4) != b'PK\x03\x04':
+            return
+    with zipfile.ZipFile(filename) as archive:
+        for record in archive.infolist():
+            if record.CRC:  # 0 where torch.serialization.set_crc32_options(False) left them out
+                with archive.open(record) as content:
+                    while content.read(1 << 20):
+                        pass
 
 
 if digit_version(torch.__version__) >= digit_version('2.6.0'):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +23,9 @@ from bnet_mm.cli import UserError, clear_errors
 from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
 from bnet_mm.messages import first_of
+
+# What torch says of a shape that does not fit.
+SIZES = re.compile(r'size mismatch for (\S+): .*?\[(.*?)\]\).*?\[(.*?)\]\)\.?')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -63,6 +72,11 @@ def resume_from(cfg: Config, resume: str | None) -> None:
         latest = find_latest_checkpoint(cfg.work_dir)
         if latest is None:
             raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no last_checkpoint there)')
+        if not os.path.isfile(latest):  # killed while mmengine wrote that name, or removed the older checkpoint
+            raise UserError(
+                f'--resume: {cfg.work_dir}/last_checkpoint names {latest!r}, which is no file; name a checkpoint with '
+                '--resume CHECKPOINT'
+            )
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 
@@ -111,22 +125,26 @@ class CheckedRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        missing = []
-        handle = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
+        lists, missing, errors = [], [], []
+
+        def before(*arguments) -> None:
+            lists.append(arguments[-1])  # where torch puts what it cannot load
+
+        def after(_, keys) -> None:
+            missing.extend(keys.missing_keys)
+            errors.extend(lists[0])
+
+        handles = model._register_load_state_dict_pre_hook(before), model.register_load_state_dict_post_hook(after)
         try:
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         own = {key: value.shape for key, value in model.state_dict().items()}
         state_dict = checkpoint.get('state_dict', checkpoint)
         loaded = {key: value.shape for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
         problems = [f'no {key}' for key in missing if not key.endswith('num_batches_tracked')]
-        # A BNET layer takes a smaller kernel, and refuses what does not fit by itself.
-        problems += [
-            f'{key} is {tuple(shape)}, not {tuple(own[key])}'
-            for key, shape in loaded.items()
-            if key in own and own[key] != shape and not key.endswith('bnconv.weight')
-        ]
+        problems += [SIZES.sub(r'\1 is (\2), not (\3)', ' '.join(error.split())) for error in errors]
         if self.strict_loading and problems:
             raise CheckpointError(f'{filename} is not a checkpoint of this model: {first_of(problems)}')
         if not any(own.get(key.removeprefix('module.')) == shape for key, shape in loaded.items()):
@@ -141,6 +159,24 @@ def build_runner(cfg: Config, strict_loading: bool) -> Runner:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
     runner.strict_loading = strict_loading
     return runner
+
+
+@contextmanager
+def stops_clearly(runner: Runner, doing: str) -> Iterator[None]:
+    """Any error inside becomes a UserError; where it came from goes to a file, for it may come after days."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (CheckpointError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        if os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
+        path = Path(runner.work_dir) / runner.timestamp / 'traceback.txt'
+        path.write_text(traceback.format_exc())
+        text = ' '.join(str(error).split()).rstrip('.')
+        raise UserError(f'{doing} stopped: {type(error).__name__}: {text}. Where: {path}') from error
 
 
 def build_data(runner: Runner) -> None:

@@ -249,8 +249,10 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         """Take over a history; one of another length is cut or filled up.
 
         Raises:
-            RuntimeError: If it belongs to a weight of another shape.
+            RuntimeError: If it is no tensor, or belongs to a weight of another shape.
         """
+        if not isinstance(state, Tensor):
+            raise RuntimeError(f'CBN: the history in the checkpoint is a {type(state).__name__}, not a tensor')
         empty = self._no_history(state)
         if state.is_meta or not state.any():  # also that of a layer which knew of no convolution
             self._history = None
@@ -265,7 +267,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         old = [state_dict.pop(f'{prefix}past_{name}', None) for name in PARTS[1:]]  # as version 0.1 wrote it
         key = f'{prefix}_extra_state'
-        if all(part is not None for part in old):
+        if all(isinstance(part, Tensor) for part in old):
             valid = old[0].new_ones(len(old[0]), 1)
             state_dict[key] = torch.cat([valid, *(part.flatten(1).to(valid.dtype) for part in old)], 1)
         if prefix + 'running_mean' in state_dict:  # a BN checkpoint has no history, and starts a new one

@@ -211,12 +211,14 @@ class _SwitchableNorm(nn.Module):
         own = self.state_dict()
         for name in ('weight', 'bias', *STATISTICS):
             value = state_dict.get(prefix + name)
-            if value is not None and value.dim() > 1 and value.numel() == self.num_features:
+            if not isinstance(value, Tensor):
+                continue  # torch says so
+            if value.dim() > 1 and value.numel() == self.num_features:
                 state_dict[prefix + name] = value.flatten()
-            if value is not None and name in STATISTICS:
+            if name in STATISTICS:
                 move_key(state_dict, prefix + name, f'{prefix}bn.{name}', own.get(f'bn.{name}'))
         mean = state_dict.get(f'{prefix}bn.running_mean')
-        if self.bn is not None and mean is not None:  # the official files have no counter
+        if self.bn is not None and isinstance(mean, Tensor):  # the official files have no counter
             counter = self.bn.num_batches_tracked
             if counter is None or counter.is_meta:
                 counter = mean.new_zeros((), dtype=torch.long)

@@ -42,10 +42,12 @@ def WithBNET(
         The model that ``base`` and ``kwargs`` describe, itself, with BNET in it.
 
     Raises:
-        ValueError: For a missing or unknown ``base``, a ``bnet`` that is no dict, an unknown key in it, and as
-            :func:`enhance`.
+        ValueError: For a missing or unknown ``base``, a ``bnet`` that is no dict, an unknown key in it, a
+            ``frelu`` that is no bool (any text would count as True), and as :func:`enhance`.
     """
     _check_base(base)
+    if not isinstance(frelu, bool):
+        raise ValueError(f'WithBNET: frelu must be True or False, got {frelu!r}')
     if not isinstance(bnet, (dict, type(None))):
         came = 'nothing' if bnet is MISSING else repr(bnet)
         raise ValueError(f"WithBNET: bnet must be a dict such as dict(k=5, where='C'), or None for no BNET, got {came}")

@@ -154,3 +154,12 @@ def test_kernel_that_does_not_fit_is_an_error_in_every_loader(tmp_path, source, 
     ):
         with pytest.raises(CheckpointError, match=r'1\.bnconv\.weight has shape .* in the checkpoint; the layer takes'):
             load()
+
+
+@pytest.mark.parametrize('name', ['bnconv.weight', 'weight', 'norm.running_mean', 'running_var'])
+@pytest.mark.parametrize('value', [None, 'text', [1.0, 2.0]])
+def test_what_is_no_tensor_is_named(name, value):
+    state_dict = {f'0.{key}': tensor for key, tensor in BNET(2).state_dict().items()}
+    state_dict.update({f'0.{name}': value})
+    with pytest.raises(CheckpointError, match=f'0.{name} is a {type(value).__name__} in the checkpoint, not a tensor'):
+        torch.nn.Sequential(BNET(2)).load_state_dict(state_dict)

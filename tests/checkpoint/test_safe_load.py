@@ -126,3 +126,37 @@ def test_damaged_files_end_in_one_sentence(tmp_path):
             refused += 1
             assert len(str(error).splitlines()) == 1
     assert refused > 30
+
+
+@pytest.mark.parametrize('load', [load_checkpoint_file, CheckpointLoader.load_checkpoint])
+def test_a_changed_number_is_seen_by_its_checksum(tmp_path, load):
+    """torch.load does not look at the checksums of its own files."""
+    path, values = tmp_path / 'a.pth', torch.arange(1000.0)
+    torch.save(dict(state_dict=dict(weight=values)), path)
+    data = bytearray(path.read_bytes())
+    data[data.find(values.numpy().tobytes()) + 401] ^= 64
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path, weights_only=True)['state_dict']['weight'], values)
+    with pytest.raises(CheckpointError, match='a.pth is not a readable checkpoint: it is damaged.*CRC'):
+        load(str(path))
+
+
+def test_a_file_saved_without_checksums_is_read(tmp_path):
+    if not hasattr(torch.serialization, 'set_crc32_options'):
+        pytest.skip('this torch always writes them')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(state_dict=dict(weight=torch.ones(3))), tmp_path / 'a.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint_file(str(tmp_path / 'a.pth'))['state_dict']['weight'].sum() == 3
+
+
+@pytest.mark.parametrize('checkpoint, message', [
+    ({'state_dict': [1, 2]}, 'holds a list, not a dict'), ({'state_dict': None}, 'holds a NoneType'),
+    ({'state_dict': {1: torch.ones(1)}}, '1 is no name of a tensor'), ({('a', 1): 2}, 'is no name of a tensor'),
+])  # fmt: skip
+def test_what_is_no_state_dict(tmp_path, checkpoint, message):
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint_file(str(tmp_path / 'a.pth'))

@@ -1,5 +1,6 @@
 """The runner that does not go on with a checkpoint of another model."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,46 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import bnet_mm
-from bnet_mm import BNET
+from bnet_mm import BNET, SN2d
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.cli import UserError
 from bnet_mm.engine.runner import CheckedRunner, build_data, build_model, load_complete, resume_from
+from helpers import reference
 from helpers.checkpoints import save
 from helpers.hosts import import_host_models
+
+
+def strict_runner(model):
+    runner = object.__new__(CheckedRunner)
+    runner.model, runner.logger, runner._hooks, runner.strict_loading = model, logging.getLogger('nowhere'), [], True
+    return runner
+
+
+def test_the_official_layout_of_sn_can_be_resumed(tmp_path):
+    """(1, C, 1, 1), which SN reads although the shape is another."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), SN2d(4))
+    given = reference.randomise(net).state_dict()
+    official = {
+        key.replace('.bn.', '.'): value.view(1, -1, 1, 1) if value.shape == (4,) and key[0] == '1' else value
+        for key, value in given.items()
+    }
+    fresh = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), SN2d(4))
+    strict_runner(fresh).load_checkpoint(save(dict(state_dict=official), tmp_path / 'a.pth'))
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, given[name]), name
+
+
+@pytest.mark.parametrize('value, message', [
+    ([1.0, 2.0], 'While copying the parameter named "0.weight".*expected torch.Tensor'),
+    (torch.zeros(4, 3), r'0.weight is \(4, 3\), not \(4, 3, 1, 1\)'),
+    (torch.zeros(4, 3, 1, 1).to_sparse(), '"0.weight"'),
+])  # fmt: skip
+def test_what_torch_cannot_load_is_no_checkpoint_to_resume(tmp_path, value, message):
+    """mmengine logs it and goes on; of what is no tensor our runner did not know."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1))
+    path = save(dict(state_dict={**net.state_dict(), '0.weight': value}), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=f'a.pth is not a checkpoint of this model: {message}|not.*{message}'):
+        strict_runner(net).load_checkpoint(path)
 
 
 def test_pretrained_file_that_mmaction_cannot_use_is_one_sentence(tmp_path):
@@ -66,7 +101,11 @@ def test_resuming(tmp_path):
     assert 'resume' not in cfg
     with pytest.raises(UserError, match=f'nothing to resume in {tmp_path}'):
         resume_from(cfg, 'auto')
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    for content in ('', str(tmp_path / 'epoch_1.pth')):
+        (tmp_path / 'last_checkpoint').write_text(content)
+        with pytest.raises(UserError, match=f'names {content!r}, which is no file; name a checkpoint with --resume'):
+            resume_from(cfg, 'auto')
+    (tmp_path / 'epoch_1.pth').touch()
     resume_from(cfg, 'auto')
     assert cfg.resume is True and cfg.load_from is None
     resume_from(cfg, 'mine.pth')
@@ -105,7 +144,7 @@ def test_loading_by_the_runner(runner, tmp_path):
 
 
 def test_model_that_cannot_be_built():
-    with pytest.raises(UserError, match='the model BNET cannot be built: TypeError: .*kernel'):
+    with pytest.raises(UserError, match='the model BNET cannot be built: .*kernel'):
         build_model(Config(dict(model=dict(type='BNET', num_features=3, kernel=5))))
     cfg = Config(dict(model=dict(type='BNET', num_features=3)))
     assert isinstance(build_model(cfg), BNET)

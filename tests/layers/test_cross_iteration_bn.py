@@ -389,3 +389,10 @@ def test_config_line_reaches_the_layer():
     pytest.importorskip('mmcv.cnn')
     layer = MODELS.build(cfg.model).norm
     assert (layer.buffer_num, layer.burnin) == (3, 8)
+
+
+@pytest.mark.parametrize('value', [None, 'text', [1.0]])
+def test_a_history_that_is_no_tensor(value):
+    layer = CBN(4)
+    with pytest.raises(RuntimeError, match=f'the history in the checkpoint is a {type(value).__name__}, not a tensor'):
+        layer.load_state_dict({**layer.state_dict(), '_extra_state': value})
