@@ -37,4 +37,5 @@ def bnet_reference(
 def moments_reference(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor]:
     """As :func:`bnet_mm.ops.moments`, without the first return value."""
     x, dims = x.to(wide_dtype(x.dtype)), (0, 2, 3) if over_batch else (2, 3)
-    return x.mean(dims), x.var(dims, correction=0)  # var_mean's mean of an infinite map would be NaN
+    var, mean = torch.var_mean(x, dims, correction=0)  # the mean of a constant is that constant, where mean() rounds
+    return torch.where(mean.isfinite(), mean, x.mean(dims)), var  # that of an infinite map would be NaN

@@ -1,4 +1,4 @@
-"""mmpose, as an example of a library whose registries are children of mmengine's: nothing in the package knows of it."""
+"""mmpose, as an example of a library whose registries are children of mmengine's: nothing here knows of it."""
 
 import subprocess
 import sys
