@@ -26,7 +26,7 @@ if [ $KIND = thread ]; then
   FLAGS=(-fsanitize=thread -DBNET_MM_OWN_THREADS)
   FAULTS=(data_race)
   RUNTIME=$(g++ -print-file-name=libtsan.so)
-  TESTS=(tests/hardening/test_soak.py -k threads_share)
+  TESTS=(tests/hardening/test_soak.py tests/ops/test_cpp.py -k 'threads_share or bit_equal')
   # A fixed address layout, as this runtime needs it. halt_on_error: a report ends the process.
   RUN=(setarch "$(uname -m)" -R env TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:ignore_noninstrumented_modules=1)
 else
