@@ -162,8 +162,8 @@ def main() -> None:
         near = [f'tests/{test}' for test in NEARBY.get(name, (f'{room}/test_{path.stem}.py',))]
         near = [test for test in near if Path(test).exists()]
         wide = sorted(str(test) for test in Path(f'tests/{room}').glob('test_*.py') if str(test) not in near)
-        alive = bool(near or not args.quick)
-        for tests in filter(None, (near, [] if args.quick else wide)):
+        alive = True
+        for tests in filter(None, (near or wide,) if args.quick else (near, wide)):
             if alive and not passes(tuple(tests), 10 * args.timeout):
                 sys.exit(f'error: {" ".join(tests)} fail without any change, so that they would kill everything')
             alive = alive and survives(tests, args.timeout, path, tree)
