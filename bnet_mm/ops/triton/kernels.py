@@ -369,16 +369,16 @@ def moments_kernel(
         value = tl.load(x + place, mask=valid, other=0.0).to(tl.float32)
         number = tl.sum(valid.to(tl.float32), 0)
         average = tl.sum(value, 0) / tl.maximum(number, 1.0)
-        d = value - average[None, :]
+        d = tl.where(valid, value - average[None, :], 0.0)
         total = count + number
         share = number / tl.maximum(total, 1.0)
         delta = average - mean
         # An infinite mean stays, where adding the difference would make it NaN.
         mean = tl.where(tl.abs(mean) == float('inf'), mean + average, mean + delta * share)
-        squares += tl.sum(tl.where(valid, d * d, 0.0), 0) + delta * delta * (count * share)
+        squares += tl.sum(d * d, 0) + delta * delta * (count * share)
         count = total
     number = _sum_lanes(count, OUTER, INNER, CHANNELS_LAST)
-    terms = tl.where(count > 0, mean * count, 0.0)  # the selection keeps the product out of the sum; see the module
+    terms = mean * count + 0.0  # a sum, and no product any more, for the sum over lanes; see the module
     average = _sum_lanes(terms, OUTER, INNER, CHANNELS_LAST) / tl.maximum(number, 1.0)
     d = tl.reshape(mean, (OUTER, INNER)) - (average[None, :] if CHANNELS_LAST else average[:, None])
     squares += count * tl.reshape(d * d, (OUTER * INNER,))
