@@ -65,6 +65,8 @@ COMMANDS = {
     r'python tools/dev/kernel_counts\.py ': 'tests/ptx/test_counts.py::test_counts',
     r'python tools/dev/roofline\.py ': 'tests/ptx/test_counts.py::test_roofline_is_printed',
     r'python -m pytest tests/ptx': 'not run: runs these tests',
+    r'bash tools/dev/sanitize\.sh': 'not run: compiles for minutes; it shows by faults of its own that it finds some',
+    r'python tools/dev/mutants\.py': 'tests/tools/dev/test_mutants.py::test_changes_are_noticed',
     r'python tools/dev/benchmark\.py readme --check': SPEED,
     r'python tools/dev/benchmark\.py readme': 'not run: writes into the checkout; with --check it is run',
     r'python tools/dev/benchmark\.py ': 'not run: measures speed, for minutes and on a quiet machine',

@@ -40,20 +40,19 @@ def mark(tmp_path):
 
 
 def test_objects(tmp_path, mark):
-    """In every place of a checkpoint, in both formats."""
+    """In every place of a checkpoint, in the one format or the other."""
     counts = collections.Counter()
     state_dict = damage.make('BNET', 0)
     for name, evil in hostile.objects(mark).items():
         for i, put in enumerate(hostile.PLACES.values()):
-            for legacy in (False, True):
-                try:
-                    data = damage.saved(put(state_dict, evil), legacy)
-                except (TypeError, AttributeError):  # pickle cannot write it
-                    continue
-                ways = WAYS if name == 'os.mkdir' else (WAYS[i % len(WAYS)], by_mmengine)
-                try_all(tmp_path / 'a.pth', mark, data, counts, ways)
+            try:
+                data = damage.saved(put(state_dict, evil), legacy=(i + len(name)) % 2 == 0)
+            except (TypeError, AttributeError):  # pickle cannot write it
+                continue
+            ways = WAYS if name == 'os.mkdir' else (WAYS[i % len(WAYS)], by_mmengine)
+            try_all(tmp_path / 'a.pth', mark, data, counts, ways)
     print(dict(counts))
-    assert counts['checkpoints'] > 250
+    assert counts['checkpoints'] > 120
 
 
 @pytest.mark.parametrize('container', hostile.CONTAINERS)

@@ -55,7 +55,7 @@ def data(rng, sizes):
     return demo_mm_inputs(2, (3, height, width), num_items=[2, 1], num_classes=3)
 
 
-@pytest.mark.parametrize('steps', [40, pytest.param(5000, marks=pytest.mark.hardening)])
+@pytest.mark.parametrize('steps', [24, pytest.param(5000, marks=pytest.mark.hardening)])
 @pytest.mark.parametrize('training', [True, False])
 def test_memory_does_not_grow(steps, training):
     """Images of changing sizes; what is resident after a tenth of the steps may grow by 1 % (short form: 10 %)."""
@@ -86,7 +86,7 @@ def test_memory_does_not_grow(steps, training):
     assert most <= KEPT and torch.isfinite(next(model.parameters())).all()
 
 
-@pytest.mark.parametrize('sizes', [12, pytest.param(400, marks=pytest.mark.hardening)])
+@pytest.mark.parametrize('sizes', [8, pytest.param(400, marks=pytest.mark.hardening)])
 def test_large_maps_are_held_within_bounds(sizes):
     """Maps above 32 MiB, whose memory the kernels keep for reuse."""
     from bnet_mm import BNET
@@ -97,7 +97,7 @@ def test_large_maps_are_held_within_bounds(sizes):
         with torch.no_grad():
             layer(torch.ones(1, 4, rng.randint(1500, 2500), 1500))
         most = max(most, held())
-        if step == sizes // 10:
+        if step == max(3, sizes // 10):
             first = resident()
     print(f'held at most {most / 2**20:.0f} MiB; grew by {(resident() - first) / 2**20:.0f} MiB')
     assert most <= KEPT and resident() - first < 2 * KEPT
@@ -117,7 +117,7 @@ def test_threads_share_a_model(kind, seconds):
 
     def work(number):
         with torch.no_grad():
-            while time.monotonic() < end:
+            while time.monotonic() < end or not calls[number]:
                 y = net(inputs[number])
                 calls[number] += 1
                 if not torch.equal(y, want[number]):
@@ -129,4 +129,4 @@ def test_threads_share_a_model(kind, seconds):
     for thread in threads:
         thread.join()
     print(f'{kind}: {sum(calls)} calls, {len(wrong)} wrong')
-    assert not wrong and min(calls) > 0
+    assert not wrong

@@ -69,7 +69,6 @@ INVALID = {
     'optim_wrapper.optimizer.momentum': ['text', '-1', '[1]', 'None'],
     'param_scheduler': ['3', 'text', '[1]'],
     'param_scheduler.0.type': ['Nothing', '3'],
-    'param_scheduler.0.gamma': ['text'],
     'param_scheduler.0.milestones': ['3'],
     'param_scheduler.1.gamma': ['0.1'],
     'param_scheduler.a.gamma': ['0.1'],
@@ -90,7 +89,6 @@ INVALID = {
     'visualizer.type': ['Nothing'],
     'custom_imports': ['None', '3'],
     'custom_imports.imports': ['[bnet_mm]', 'text'],
-    'default_scope': ['3'],
 }  # fmt: skip
 NORMS = [
     dict(type='BNET', k=4), dict(type='BNET', k=0), dict(type='BNET', k='3'), dict(type='BNET', kernel_size=3),

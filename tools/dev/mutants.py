@@ -1,6 +1,6 @@
 """Do the tests notice? Changes one thing in a module at a time and runs the tests of its room, in a forked process.
 
-    python tools/dev/mutants.py [--sample 150] [--seed 0] [--timeout 120] [FILE ...]
+    python tools/dev/mutants.py [--sample 150] [--seed 0] [--timeout 120] [--quick] [FILE ...]
 
 A mutant is killed by a failing test, by a failing import or by the timeout (of processor time). One that survives the
 tests named like its module is given to the others of its room. Prints a line for each mutant and the score; the
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument('--sample', type=int, default=150, help='how many mutants, drawn by chance (150)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--timeout', type=int, default=120, help='seconds of processor time for a run of tests')
+    parser.add_argument('--quick', action='store_true', help='only the tests named like the module')
     args = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
@@ -162,7 +163,7 @@ def main() -> None:
         near = [test for test in near if Path(test).exists()]
         wide = sorted(str(test) for test in Path(f'tests/{room}').glob('test_*.py') if str(test) not in near)
         alive = True
-        for tests in filter(None, (near, wide)):
+        for tests in filter(None, (near or wide,) if args.quick else (near, wide)):
             if alive and not passes(tuple(tests), 10 * args.timeout):
                 sys.exit(f'error: {" ".join(tests)} fail without any change, so that they would kill everything')
             alive = alive and survives(tests, args.timeout, path, tree)

@@ -26,7 +26,7 @@ if [ $KIND = thread ]; then
   FLAGS=(-fsanitize=thread -DBNET_MM_OWN_THREADS)
   FAULTS=(data_race)
   RUNTIME=$(g++ -print-file-name=libtsan.so)
-  TESTS=(tests/hardening/test_soak.py -k threads_share)
+  TESTS=(tests/hardening/test_soak.py tests/ops/test_cpp.py -k 'threads_share or bit_equal')
   # A fixed address layout, as this runtime needs it. halt_on_error: a report ends the process.
   RUN=(setarch "$(uname -m)" -R env TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:ignore_noninstrumented_modules=1)
 else
@@ -40,9 +40,11 @@ fi
 FOLDER=${KEEP:-$(mktemp -d)}
 [ -n "${KEEP:-}" ] || trap 'rm -rf "$FOLDER"' EXIT
 mkdir -p "$FOLDER"
-BUILT=$FOLDER/_cpu_$KIND.so
 cp -r bnet_mm tests tools configs pyproject.toml "$FOLDER"
-rm -f "$FOLDER"/bnet_mm/_cpu*
+cd "$FOLDER"
+rm -f bnet_mm/_cpu*
+SOURCES=(bnet_mm/ops/csrc/* tools/dev/sanitize_faults.cpp)
+BUILT=_cpu_${KIND}_$(cat "${SOURCES[@]}" | sha256sum | cut -c1-12).so
 mapfile -t INCLUDES < <("$PYTHON" -c '
 from torch.utils.cpp_extension import include_paths
 print("\n".join("-isystem" + path for path in include_paths()))')
@@ -50,14 +52,14 @@ read -r LIBRARIES ABI < <("$PYTHON" -c '
 import pathlib, torch
 print(pathlib.Path(torch.__file__).parent / "lib", int(torch._C._GLIBCXX_USE_CXX11_ABI))')
 
-if [ ! -f "$BUILT" ] || [ -n "$(find bnet_mm/ops/csrc tools/dev/sanitize_faults.cpp -newer "$BUILT")" ]; then
+if [ ! -f "$BUILT" ]; then
   echo "compiling with ${FLAGS[*]}"
   g++ -std=c++20 -O1 -g -fno-omit-frame-pointer -fPIC -shared -fopenmp -Wl,-Bsymbolic "${FLAGS[@]}" \
     -D_GLIBCXX_USE_CXX11_ABI="$ABI" "${INCLUDES[@]}" bnet_mm/ops/csrc/bnet_cpu.cpp tools/dev/sanitize_faults.cpp \
-    -o "$BUILT" -L"$LIBRARIES" -lc10 -ltorch_cpu -ltorch
+    -o part.so -L"$LIBRARIES" -lc10 -ltorch_cpu -ltorch
+  mv part.so "$BUILT"
 fi
-cp "$BUILT" "$FOLDER/bnet_mm/_cpu.so"
-cd "$FOLDER"
+cp "$BUILT" bnet_mm/_cpu.so
 # `python -m` puts this folder first on the path, before any installed bnet_mm.
 unset PYTHONSAFEPATH PYTHONPATH
 sanitized() { "${RUN[@]}" LD_PRELOAD="$RUNTIME" OMP_NUM_THREADS=2 PYTHONPATH="$FOLDER:tests" "$PYTHON" "$@"; }
