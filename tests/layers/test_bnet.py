@@ -217,7 +217,7 @@ def test_bad_argument_is_named(name, value):
 
 
 def test_unknown_keyword_is_named():
-    with pytest.raises(TypeError, match='kernel'):
+    with pytest.raises(ValueError, match='BNET: unknown option kernel'):
         BNET(8, kernel=3)
 
 
