@@ -64,7 +64,7 @@ def broken_annotations(shapes, tmp_path, change):
 
 BAD_TRAINING = {
     'unknown norm keyword': (
-        dict(cfg=['model.neck.norm_cfg.type=BNET', 'model.neck.norm_cfg.kernel=3']), 'unknown option kernel; it takes k',
+        dict(cfg=['model.neck.norm_cfg.type=BNET', 'model.neck.norm_cfg.kernel=3']), 'unknown option kernel',
     ),
     'even k': (dict(cfg=['model.backbone.bnet.k=4']), 'k must be a positive odd integer, got 4'),
     'k=0': (dict(cfg=['model.backbone.bnet.k=0']), 'k must be a positive odd integer, got 0'),
