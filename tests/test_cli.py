@@ -61,11 +61,11 @@ def test_options_are_merged(load):
     options = ('--work-dir', 'here', '--launcher', 'pytorch', '--cfg-options', 'model.depth=18', 'randomness.seed=3')
     cfg = load(text, *options)
     assert (cfg.work_dir, cfg.launcher, cfg.model.depth, cfg.randomness) == ('here', 'pytorch', 18, dict(seed=3))
-    assert load('a = 1').work_dir == 'work_dirs/mine'
+    assert load("model = dict(type='ResNet')").work_dir == 'work_dirs/mine'
 
 
 def test_loaders_of_mmpretrain_are_completed(load):
-    text = "default_scope = '{}'\ntrain_dataloader = dict(batch_size=2)\nval_dataloader = None\n"
+    text = "model = dict(type='ResNet')\ndefault_scope = '{}'\ntrain_dataloader = dict(batch_size=2)\nval_dataloader = None\n"
     assert load(text.format('mmpretrain')).train_dataloader.collate_fn == dict(type='default_collate')
     assert 'collate_fn' not in load(text.format('mmdet')).train_dataloader
 

@@ -22,7 +22,13 @@ from ptx.launch import Launch
 from ptx.reader import read
 from ptx.translate import Program
 
-OPERATORS = (launchers.forward, launchers.backward, launchers.moments, launchers.moments_backward)
+OPERATORS = (
+    launchers.forward,
+    launchers.backward,
+    launchers.moments,
+    launchers.moments_backward,
+    launchers.moments_backward_rounded,
+)
 SHARED_LIMITS = {75: 65536, 80: 166912, 90: 232448, 100: 232448, 120: 101376}
 
 
