@@ -264,7 +264,7 @@ def test_dtypes_under_autocast_are_those_of_two_operators(kind, training, monkey
 def test_in_the_interpreter():
     """The same by the Triton kernels, without a GPU."""
     pytest.importorskip('triton', reason='Triton is not installed')
-    command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-q', __file__]
+    command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-p', 'no:xdist', __file__]
     environment = dict(os.environ, TRITON_INTERPRET='1', PYTHONPATH=str(Path(__file__).parents[2]))
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0 and ' passed' in run.stdout, run.stdout[-6000:] + run.stderr

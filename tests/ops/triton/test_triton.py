@@ -16,7 +16,7 @@ from helpers.triton_cases import CUDA, INTERPRETED
 
 @pytest.mark.skipif(INTERPRETED, reason='is the interpreter')
 @pytest.mark.parametrize(
-    'names, least', [(('kernels',), 60), (('launchers', 'plans', 'triton'), 17)], ids=['kernels', 'others']
+    'names, least', [(('kernels',), 52), (('launchers', 'plans', 'triton'), 17)], ids=['kernels', 'others']
 )
 def test_in_the_interpreter(names, least):
     files = [Path(__file__).with_name(f'test_{name}.py') for name in names]
