@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 import bnet_mm.host.compat  # noqa: F401  (mends installed libraries, before anything else imports them)
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.register import our_types
+from bnet_mm.surgery.config import dicts_in
 
 # What mmengine reads from a config beside the arguments of its Runner, and what our tools read.
 OTHER_KEYS = (
@@ -115,15 +116,8 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _check_custom_imports(cfg: Config, path: str) -> None:
-    def types(node: Any) -> Iterator[Any]:
-        if isinstance(node, dict):
-            yield node.get('type')
-            node = list(node.values())
-        if isinstance(node, (list, tuple)):
-            for child in node:
-                yield from types(child)
-
-    needs_us = [name for name in types(cfg.to_dict()) if name in our_types()]
+    types = [node.get('type') for _, node in dicts_in(cfg.to_dict())]
+    needs_us = [name for name in types if name in our_types()]
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     if needs_us and not any(
         name.split('.')[0] == 'bnet_mm' for name in ([imports] if isinstance(imports, str) else imports)

@@ -65,7 +65,8 @@ def test_options_are_merged(load):
 
 
 def test_loaders_of_mmpretrain_are_completed(load):
-    text = "model = dict(type='ResNet')\ndefault_scope = '{}'\ntrain_dataloader = dict(batch_size=2)\nval_dataloader = None\n"
+    text = "model = dict(type='ResNet')\ndefault_scope = '{}'\n"
+    text += 'train_dataloader = dict(batch_size=2)\nval_dataloader = None\n'
     assert load(text.format('mmpretrain')).train_dataloader.collate_fn == dict(type='default_collate')
     assert 'collate_fn' not in load(text.format('mmdet')).train_dataloader
 

@@ -11,11 +11,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, DefaultScope
 
 from bnet_mm.cli import UserError
+from bnet_mm.surgery.config import dicts_in
 
 
-def check_pretrained(node) -> None:
-    """Refuse, before anything is built, a config whose pretrained weights are not there."""
-    if isinstance(node, dict):
+def check_pretrained(model: Config) -> None:
+    """Refuse, before anything is built, the config of a model whose pretrained weights are not there."""
+    for _, node in dicts_in(model):
         path = node.get('checkpoint') if node.get('type') == 'Pretrained' else node.get('pretrained')  # mmaction
         reason = _missing(path) if isinstance(path, str) else ''
         if reason:
@@ -24,10 +25,6 @@ def check_pretrained(node) -> None:
                 'train from scratch with --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1 '
                 'model.backbone.norm_eval=False (mmaction: model.backbone.pretrained=None)'
             )
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            check_pretrained(child)
 
 
 def _missing(path: str) -> str:

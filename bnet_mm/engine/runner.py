@@ -117,7 +117,7 @@ class CheckedRunner(Runner):
         grouped = {id(value) for group in groups for part in group for value in part['params']}
         trained = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
         left_out = [name for name, value in trained if id(value) not in grouped]
-        if left_out:
+        if left_out and built is not optim_wrapper:  # built before, it was said before
             self.logger.warning(f'the optimizer has no group for {first_of(left_out)}: they will not train')
         return built
 

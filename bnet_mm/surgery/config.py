@@ -137,7 +137,7 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, check
 def inherited_names(cfg: Config, path: str = '') -> dict[str, Any]:
     """What names a run in a config, beside ``work_dir``: where it starts from, and what its visualizers call it."""
     found = {key: cfg[key] for key in ('load_from', 'resume') if cfg.get(key)}
-    for place, node in _dicts(cfg.get('visualizer') or {}, 'visualizer'):
+    for place, node in dicts_in(cfg.get('visualizer') or {}, 'visualizer'):
         names = ('save_dir', 'name', 'project', 'experiment_name', 'exp_name', 'run_name', 'group', 'id')
         # The visualizer itself has a name, which nothing outside of the process sees.
         found |= {f'{place}.{key}': node[key] for key in names if node.get(key) and place != 'visualizer'}
@@ -146,18 +146,18 @@ def inherited_names(cfg: Config, path: str = '') -> dict[str, Any]:
     return found
 
 
-def _dicts(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+def dicts_in(node: Any, place: str = '') -> Iterator[tuple[str, dict]]:
     """Every dict in a config, with the place where ``--cfg-options`` finds it."""
     if isinstance(node, dict):
         yield place, node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, child in children:
-        yield from _dicts(child, f'{place}.{key}')
+        yield from dicts_in(child, f'{place}.{key}')
 
 
 def _bnet_in(model: dict, place: str) -> str:
     """Where k of a BNET stands in the config of a model; empty if there is none."""
-    for where, node in _dicts(model, place):
+    for where, node in dicts_in(model, place):
         if node.get('type') == 'WithBNET' and node.get('bnet') is not None:
             return f'{where}.bnet.k'
         if node.get('type') == 'BNET':
