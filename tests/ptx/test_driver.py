@@ -50,6 +50,7 @@ def test_nothing_is_left_behind():
 def test_a_launch_past_the_jit(by_address):
     """The compiled kernel launched by itself, as a cache of launches would, on tensors or on their addresses."""
     x, y = torch.randn(300), torch.empty(300)
+    without_memory = torch.eye(3).to_sparse()  # as another test may leave one: no address is in it
     with machine() as gpu:
         compiled = twice[(3,)](x, y, 300, 128)
         for tensor in (x, y):
@@ -61,6 +62,7 @@ def test_a_launch_past_the_jit(by_address):
         assert len(gpu.launches) == 3
         with pytest.raises(Fault, match='the address of no tensor'):
             compiled[(3, 1, 1)](x.data_ptr(), 64, 300, 128)
+    assert without_memory.is_sparse
 
 
 def test_streams():
