@@ -10,7 +10,8 @@ import pytest
 from helpers.paths import REPO
 from helpers.tools import DEMO
 
-TOOLS = sorted(path.name for path in (REPO / 'tools').glob('*.py') if path.name != 'environment.py')
+PATHS = (path.relative_to(REPO / 'tools') for path in (REPO / 'tools').rglob('*.py'))
+TOOLS = sorted(str(path) for path in PATHS if path.name not in ('environment.py', 'checkout.py'))
 
 
 @pytest.fixture

@@ -6,13 +6,16 @@ are printed, and appended as rows to DIR/<what>.csv with device, versions and da
 
 from __future__ import annotations
 
+from checkout import ROOT  # first: is this the right Python?
+
+# isort: split
+
 import argparse
 import csv
 import datetime
 import functools
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -23,6 +26,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from benchmark_tables import KERNEL_SIZES, write_readme
 from bnet_mm.cli import UserError, run_tool
 from bnet_mm.engine.runner import build_model
 from bnet_mm.layers import BNET
@@ -31,8 +35,6 @@ from bnet_mm.ops.dispatch import VARIABLE
 from bnet_mm.surgery import enhance, fold
 from bnet_mm.surgery.enhance import insert_bn_conv
 
-ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / 'bnet_mm' / 'ops' / 'README.md'
 GN = dict(type='GN', num_groups=32)
 # name -> (norm_cfg of the whole stage, kernel size of BNET at C or None)
 NORMS = {
@@ -52,7 +54,6 @@ NORMS = {
     'CBN + BNET-3': (dict(type='CBN', buffer_num=3), 3),
 }
 FIELDS = ('date', 'device', 'torch', 'what', 'name', 'quantity', 'value', 'unit', 'ratio_to_bn', 'runs')
-KERNEL_SIZES = (3, 5, 7)
 Row = tuple[str, str, float, str]  # name, quantity, value, unit
 Rows = Iterator[list[Row]]  # written as they come, so that a run that is stopped keeps what it has measured
 
@@ -70,7 +71,7 @@ def main() -> None:
     if not out.is_dir():
         raise UserError(f'--out {args.out}: no such folder')
     if args.what == 'readme':
-        write_readme(out, args.check)
+        write_readme(out, BENCHMARKS, args.check)
         return
     print(f'backends: {backend_report()}')
     for rows in BENCHMARKS[args.what](args.runs):
@@ -113,8 +114,8 @@ def timed(quantity: str, calls: dict[str, Callable[[], object]], runs: int) -> l
 def benchmark_layer(runs: int) -> Rows:
     """one layer: forward with frozen statistics, forward + backward with batch statistics, bytes kept for backward"""
     cuda = device() == 'cuda'
-    inference = [(16, 256, 200, 336)] if cuda else [(1, 256, 200, 334)]
-    training = [(16, 256, 200, 336), (64, 1024, 14, 14)] if cuda else [(8, 256, 56, 56), (8, 1024, 14, 14)]
+    inference = [(16, 256, 200, 336)] if cuda else resnet50_shapes(1, 800, 1333)
+    training = [(16, 256, 200, 336), (64, 1024, 14, 14)] if cuda else resnet50_shapes(8, 224, 224)
     for dtype in (torch.float32, torch.float16, torch.bfloat16) if cuda else (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix('torch.')
         for shape in inference:
@@ -133,11 +134,13 @@ def benchmark_layer(runs: int) -> Rows:
             if dtype == torch.float32:
                 rows += roofline(f'forward + backward {kind} {shape}', x, passes=8, products=3)
             yield rows
-            if dtype == torch.float32:
-                saved = candidates(lambda k, x=x: functools.partial(saved_bytes, layer(k, x), x))
-                yield [
-                    (name, f'saved for backward {kind} {shape}', call() / 2**20, 'MiB') for name, call in saved.items()
-                ]
+        saved = candidates(lambda k, x=x: functools.partial(saved_bytes, layer(k, x), x))
+        yield [(name, f'saved for backward {kind} {shape}', call() / 2**20, 'MiB') for name, call in saved.items()]
+
+
+def resnet50_shapes(batch: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """The maps at C of ResNet-50's stages, for images of this size."""
+    return [(batch, 256 << i, -(-height // (4 << i)), -(-width // (4 << i))) for i in range(4)]
 
 
 def layer(k: int | None, x: torch.Tensor) -> nn.Module:
@@ -236,8 +239,8 @@ def benchmark_detector(runs: int) -> Rows:
 def benchmark_norms(runs: int) -> Rows:
     """every norm in stage 2 of ResNet-50 (4 bottlenecks, 512 channels), on 8 maps of 256 x 56 x 56"""
     torch.manual_seed(0)
-    x = torch.randn(8, 256, 56, 56, requires_grad=True)
-    stages = {name: stage(*options) for name, options in NORMS.items()}
+    x = torch.randn(8, 256, 56, 56, device=device(), requires_grad=True)
+    stages = {name: stage(*options).to(device()) for name, options in NORMS.items()}
     yield [(name, 'saved for backward', saved_bytes(net, x) / 2**20, 'MiB') for name, net in stages.items()]
     yield [(name, 'statistics', statistics_bytes(net) / 2**20, 'MiB') for name, net in stages.items()]
     seconds = interleaved({name: lambda net=net: step(net, x) for name, net in stages.items()}, runs)
@@ -315,7 +318,7 @@ def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
 
 def statistics_bytes(net: nn.Module) -> int:
     """Bytes of running statistics and histories (what the state dict has beside parameters), when these are full."""
-    x = torch.randn(2, 256, 14, 14, requires_grad=True)
+    x = torch.randn(2, 256, 14, 14, device=device(), requires_grad=True)
     for _ in range(4):
         step(net, x)
     parameters = {name for name, _ in net.named_parameters()}
@@ -328,7 +331,8 @@ def write(path: Path, what: str, rows: list[Row], runs: int) -> None:
     bn = {quantity: value for name, quantity, value, _ in rows if name == 'BN'}
     gpu = torch.cuda.is_available()
     kept = ', malloc keeps memory' if 'MALLOC_TRIM_THRESHOLD_' in os.environ else ''
-    place = torch.cuda.get_device_name() if gpu else f'{platform.machine()}, {torch.get_num_threads()} threads{kept}'
+    cpu = f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads{kept}'
+    place = torch.cuda.get_device_name() if gpu else cpu
     fixed = (datetime.date.today().isoformat(), place, torch.__version__, what)
     new = not path.exists()
     with path.open('a', newline='') as file:
@@ -340,62 +344,6 @@ def write(path: Path, what: str, rows: list[Row], runs: int) -> None:
             print(f'{quantity:45} {name:30} {value:9.1f} {unit:4} {ratio:6.2f} x BN')
             writer.writerow((*fixed, name, quantity, f'{value:.3f}', unit, f'{ratio:.3f}', runs))
     print(f'appended {len(rows)} rows to {path}')
-
-
-def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """The last measurement of everything in a CSV file: quantity and, if it is not plain x86, device -> name -> row."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    with path.open(newline='') as file:
-        for row in csv.DictReader(file):
-            machine, _, setting = row['device'].partition(' threads')
-            suffix = setting if machine.startswith('x86') else f', {row["device"]}'
-            found.setdefault(row['quantity'] + suffix, {})[row['name']] = row
-    return found
-
-
-def kernel_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
-    """Ratios to BN of one benchmark, by kernel size; the two-operator form's in brackets."""
-    lines = ['| what | BN | k = 3 | k = 5 | k = 7 |', '|---|---|---|---|---|']
-    for quantity, rows in results.items():
-        cells = [f'{float(rows["BN"]["value"]):.1f} {rows["BN"]["unit"]}']
-        for k in KERNEL_SIZES:
-            ratio, two = rows[f'BNET-{k}']['ratio_to_bn'], rows.get(f'two operators, k={k}')
-            cells.append(f'{float(ratio):.2f}' + (f' ({float(two["ratio_to_bn"]):.2f})' if two else ''))
-        lines.append(f'| {quantity} | ' + ' | '.join(cells) + ' |')
-    return lines
-
-
-def norm_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
-    quantities = ('training step', 'inference', 'saved for backward')
-    lines = ['| norm | ' + ' | '.join(quantities) + ' |', '|---|---|---|---|']
-    for name in results[quantities[0]]:
-        cells = (f'{float(results[quantity][name]["ratio_to_bn"]):.2f}' for quantity in quantities)
-        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
-    return lines
-
-
-def write_readme(out: Path, check: bool) -> None:
-    """Write every table between ``<!-- speed: WHAT -->`` and ``<!-- /speed -->`` anew.
-
-    Raises:
-        UserError: If the page lacks a table; with ``check``, if a table is stale.
-    """
-    text = README.read_text()
-    if missing := set(BENCHMARKS) - set(re.findall(r'<!-- speed: (\w+) -->', text)):
-        raise UserError(f'bnet_mm/ops/README.md has no place for the table of {", ".join(sorted(missing))}')
-
-    def table(match: re.Match) -> str:
-        lines = (norm_table if match[1] == 'norms' else kernel_table)(latest(out / f'{match[1]}.csv'))
-        return '\n'.join([f'<!-- speed: {match[1]} -->', *lines, '<!-- /speed -->'])
-
-    new = re.sub(r'<!-- speed: (\w+) -->.*?<!-- /speed -->', table, text, flags=re.DOTALL)
-    if new == text:
-        return
-    if check:
-        raise UserError(
-            'bnet_mm/ops/README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme'
-        )
-    README.write_text(new)
 
 
 BENCHMARKS = {

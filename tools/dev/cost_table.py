@@ -14,6 +14,10 @@ not to be, with the figure that is counted instead; --check fails as well if tha
 
 from __future__ import annotations
 
+import checkout  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
 import functools
 import importlib

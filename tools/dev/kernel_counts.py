@@ -9,13 +9,13 @@ the kernels.
 
 from __future__ import annotations
 
+import checkout  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
-import sys
-from pathlib import Path
 
 from bnet_mm.cli import UserError, run_tool
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tests'))
 
 
 def main() -> None:

@@ -15,6 +15,10 @@ those without figures.
 
 from __future__ import annotations
 
+from checkout import ROOT  # first: is this the right Python?
+
+# isort: split
+
 import argparse
 import re
 import warnings
@@ -30,7 +34,6 @@ from torch import Tensor, nn
 from bnet_mm.cli import UserError, run_tool
 from cost_table import LIBRARIES, count_config, count_flops, printed_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 PAGES = ('README.md', 'configs/README.md')
 NOT_A_RESULT = {'faster_rcnn_r18_bnet5_demo'}

@@ -1,43 +1,41 @@
-"""Do the tests notice? Changes one thing in a module at a time and runs the tests of its room, in a forked process.
+"""Do the tests notice? Changes one thing of a module at a time and runs the tests of that line, in a forked process.
 
-    python tools/dev/mutants.py [--sample 150] [--seed 0] [--timeout 120] [--quick] [FILE ...]
+    python tools/dev/mutants.py [--sample 150] [--seed 0] [--seconds 60] [--keep FOLDER] [FILE ...]
 
-A mutant is killed by a failing test, by a failing import or by the timeout (of processor time). One that survives the
-tests named like its module is given to the others of its room. Prints a line for each mutant and the score; the
-changed code is never written to the disk. Tests that run the package in processes of their own see the unchanged code.
+First the tests of the rooms run once as things are, which tells who runs which line and for how long; with --keep that
+stays in FOLDER, and is used again from there. A mutant then gets the tests of its line, the fastest first, for so many
+seconds of theirs. It is killed by a failing test, by a failing import, or where it takes ten times as long. Prints a
+line for each mutant and the score; the changed code is never written to the disk. Tests that run the package in
+processes of their own see the unchanged code.
 """
 
 from __future__ import annotations
 
+from checkout import ROOT  # first: is this the right Python?
+
+# isort: split
+
 import argparse
 import ast
 import copy
-import functools
 import importlib.machinery
 import importlib.util
 import itertools
 import os
 import random
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[2]
+from coverage import CoverageData
+
+TESTS = tuple(f'tests/{room}' for room in ('layers', 'ops', 'checkpoint', 'surgery', 'host', 'engine', 'models'))
 PLACES = ('layers/*.py', 'ops/bnet.py', 'ops/dispatch.py', 'checkpoint/*.py', 'surgery/*.py')
-# Where the tests of a module have another name than it, or stand in another room, too.
-NEARBY = {
-    'layers/affine_free': ('layers/test_buffers.py', 'layers/test_normalizers.py'),
-    'layers/normalizers': ('layers/test_normalizers.py', 'layers/test_bnet.py'),
-    'layers/bnet': ('layers/test_bnet.py', 'layers/test_taps_loading.py', 'layers/test_normalizers.py'),
-    'ops/bnet': ('ops/test_bnet.py', 'ops/test_gradients.py'),
-    'checkpoint/convert': ('checkpoint/test_layouts.py', 'tools/test_convert_checkpoint.py'),
-    'checkpoint/safe_load': ('checkpoint/test_safe_load.py',),
-    'surgery/activations': ('surgery/test_config.py',),
-    'surgery/modules': ('surgery/test_enhance.py',),
-    'surgery/report': ('surgery/test_enhance.py',),
-}
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -76,8 +74,8 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield 'left out', ast.Pass()
 
 
-def mutants(path: Path) -> Iterator[tuple[str, ast.Module]]:
-    """All mutants of a module, one at a time: what is changed, and the tree, which changes back afterwards."""
+def mutants(path: Path) -> Iterator[tuple[str, range, ast.Module]]:
+    """All mutants of a module, one at a time: what is changed, its lines, and the tree, which changes back."""
     tree = ast.parse(path.read_text())
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]  # messages, and types
     hints = [getattr(node, 'annotation', None) for node in ast.walk(tree)]
@@ -89,7 +87,9 @@ def mutants(path: Path) -> Iterator[tuple[str, ast.Module]]:
                     continue
                 for word, new in changes(node):
                     put(parent, name, i, ast.copy_location(new, node))
-                    yield f'{path.relative_to(ROOT)}:{node.lineno} {word}: {ast.unparse(node).splitlines()[0]}', tree
+                    lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                    what = f'{path.relative_to(ROOT)}:{node.lineno} {word}: {ast.unparse(node).splitlines()[0]}'
+                    yield what, lines, tree
                     put(parent, name, i, node)
 
 
@@ -101,13 +101,13 @@ def put(parent: ast.AST, name: str, i: int, node: ast.AST) -> None:
         setattr(parent, name, node)
 
 
-def survives(tests: list[str], timeout: int, path: Path | None = None, tree: ast.Module | None = None) -> bool:
+def survives(tests: list[str], timeout: int, path: Path, tree: ast.Module) -> bool:
     """Whether the tests pass in a forked process, in which the module at ``path`` is the mutant ``tree``."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     code = 9
-    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts) if path else ''
+    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout + 5))
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -130,10 +130,36 @@ def survives(tests: list[str], timeout: int, path: Path | None = None, tree: ast
         os._exit(code)
 
 
-@functools.cache
-def passes(tests: tuple[str, ...], timeout: int) -> bool:
-    """Whether the tests pass as things are."""
-    return survives(list(tests), timeout)
+class Runs:
+    """Which tests ran which lines of the package, as things are, and how long they took."""
+
+    def __init__(self, folder: Path, tests: list[str]) -> None:
+        data, report = folder / '.coverage', folder / 'tests.xml'
+        if not report.exists():
+            command = ['-m', 'pytest', '-n', '2', '--cov=bnet_mm', '--cov-context=test', '--cov-report=', *tests]
+            partial = report.with_suffix('.part')
+            options = [f'--junit-xml={partial}', '-o', 'junit_family=xunit1']
+            env = dict(os.environ, COVERAGE_FILE=str(data), OMP_NUM_THREADS='1')
+            if subprocess.run([sys.executable, *command, *options], env=env, stdout=subprocess.DEVNULL).returncode:
+                sys.exit(f'error: {" ".join(tests)} fail without any change, so that they would kill everything')
+            partial.rename(report)
+        self.seconds = {}
+        for case in ElementTree.parse(report).iter('testcase'):
+            inside = case.get('classname', '').removeprefix(case.get('file', '').removesuffix('.py').replace('/', '.'))
+            name = '::'.join(filter(None, [case.get('file'), *inside.split('.'), case.get('name')]))
+            self.seconds[name] = float(case.get('time', 0))
+        self.data = CoverageData(str(data))
+        self.data.read()
+
+    def of(self, path: Path, lines: range, seconds: float) -> list[str]:
+        """The tests that ran one of the lines (of the module, at its top), the fastest first, until the time is up."""
+        contexts = self.data.contexts_by_lineno(str(path))
+        names = {context.rpartition('|')[0] for line in lines for context in contexts.get(line, ())} - {''}
+        if not names:  # it runs when the module is imported
+            names = {context.rpartition('|')[0] for line in contexts.values() for context in line}
+        found = sorted((self.seconds[name], name) for name in names if name in self.seconds)
+        ends = itertools.accumulate(spent for spent, _ in found)
+        return [name for i, (end, (_, name)) in enumerate(zip(ends, found)) if end <= seconds or i == 0]
 
 
 def main() -> None:
@@ -141,14 +167,16 @@ def main() -> None:
     parser.add_argument('files', nargs='*', type=Path, help='modules; default those of the rooms above')
     parser.add_argument('--sample', type=int, default=150, help='how many mutants, drawn by chance (150)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--timeout', type=int, default=120, help='seconds of processor time for a run of tests')
-    parser.add_argument('--quick', action='store_true', help='only the tests named like the module')
+    parser.add_argument('--seconds', type=int, default=60, help='of tests that a mutant gets')
+    parser.add_argument('--keep', type=Path, metavar='FOLDER', help='where the first run of the tests is kept')
+    parser.add_argument('--tests', nargs='+', default=TESTS, help='those that are run')
     args = parser.parse_args()
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
     files = [path.resolve() for path in args.files] or [p for place in PLACES for p in ROOT.glob(f'bnet_mm/{place}')]
-    found = [(path, n, what) for path in sorted(files) for n, (what, _) in enumerate(mutants(path))]
+    found = [(path, n, what) for path in sorted(files) for n, (what, *_) in enumerate(mutants(path))]
     sample = random.Random(args.seed).sample(found, min(args.sample, len(found)))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(args.keep or Path(folder), args.tests)
     import mmcv.cnn  # noqa: F401  (what takes long to import, once for all; nothing of this package)
     import mmengine.runner  # noqa: F401
     import pytest  # noqa: F401
@@ -157,25 +185,15 @@ def main() -> None:
     torch.set_num_threads(1)
     left = []
     for i, (path, n, what) in enumerate(sample, 1):
-        begin, name, room = time.time(), str(path.relative_to(ROOT / 'bnet_mm').with_suffix('')), room_of(path)
-        _, tree = next(itertools.islice(mutants(path), n, None))
-        near = [f'tests/{test}' for test in NEARBY.get(name, (f'{room}/test_{path.stem}.py',))]
-        near = [test for test in near if Path(test).exists()]
-        wide = sorted(str(test) for test in Path(f'tests/{room}').glob('test_*.py') if str(test) not in near)
-        alive = True
-        for tests in filter(None, (near or wide,) if args.quick else (near, wide)):
-            if alive and not passes(tuple(tests), 10 * args.timeout):
-                sys.exit(f'error: {" ".join(tests)} fail without any change, so that they would kill everything')
-            alive = alive and survives(tests, args.timeout, path, tree)
-        left += [what] if alive else []
+        begin = time.time()
+        _, lines, tree = next(itertools.islice(mutants(path), n, None))
+        tests = runs.of(path, lines, args.seconds)
+        alive = not tests or survives(tests, 10 * args.seconds, path, tree)
+        left += [f'{what} ({len(tests)} tests)'] if alive else []
         print(f'{i}/{len(sample)} {"SURVIVED" if alive else "killed"} {time.time() - begin:.0f} s  {what}', flush=True)
     killed = len(sample) - len(left)
     print(f'{killed} of {len(sample)} killed ({killed / len(sample):.1%}), drawn from {len(found)}; survivors:')
     print(*left, sep='\n')
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT / 'bnet_mm').parts[0]
 
 
 if __name__ == '__main__':

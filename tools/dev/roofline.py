@@ -9,15 +9,16 @@ latency, launches, the CPU and clocks below the published ones are not in it.
 
 from __future__ import annotations
 
+import checkout  # noqa: F401  (first: is this the right Python?)
+
+# isort: split
+
 import argparse
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from bnet_mm.cli import run_tool
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tests'))
 HEADING = 'computed from executed instructions, not timed'
 WARP_LANES = 4 * 32  # of a multiprocessor in a cycle: each of its four schedulers issues for one warp
 COMPULSORY = {'forward': 2, 'backward': 3, 'training': 8}  # maps that batch norm moves

@@ -22,7 +22,7 @@ def test_every_kind_of_change(monkeypatch, tmp_path):
     monkeypatch.setattr(mutants, 'ROOT', tmp_path)
     (tmp_path / 'a.py').write_text(CODE)
     original = ast.unparse(ast.parse(CODE))
-    found = {what.split(' ', 1)[1]: ast.unparse(tree) for what, tree in mutants.mutants(tmp_path / 'a.py')}
+    found = {what.split(' ', 1)[1]: ast.unparse(tree) for what, _, tree in mutants.mutants(tmp_path / 'a.py')}
     assert all(text != original for text in found.values())
     changed = [(a, b) for text in found.values() for a, b in zip(original.splitlines(), text.splitlines()) if a != b]
     assert ('    if not a < 2 and b:', '    if not a <= 2 and b:') in changed
@@ -37,7 +37,10 @@ def test_every_kind_of_change(monkeypatch, tmp_path):
 
 
 @pytest.mark.hardening
-def test_changes_are_noticed():
-    done = run('tools/dev/mutants.py', '--sample', 4, 'bnet_mm/layers/arguments.py')
+def test_changes_are_noticed(tmp_path):
+    options = ('--sample', 4, '--keep', tmp_path, '--tests', 'tests/layers/test_bnet.py')
+    done = run('tools/dev/mutants.py', 'bnet_mm/layers/arguments.py', *options)
     assert done.returncode == 0, done.stderr
-    assert '4/4' in done.stdout and ' of 4 killed' in done.stdout
+    assert '4/4' in done.stdout and ' of 4 killed' in done.stdout and '0 of 4' not in done.stdout
+    tests = mutants.Runs(tmp_path, []).of(mutants.ROOT / 'bnet_mm/layers/arguments.py', range(1, 100), 1)
+    assert tests and all(name.startswith('tests/layers/test_bnet.py::') for name in tests)

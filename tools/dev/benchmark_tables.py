@@ -1,0 +1,71 @@
+"""The tables of speed in bnet_mm/ops/README.md, from the rows that benchmark.py has written."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from bnet_mm.cli import UserError
+from checkout import ROOT
+
+README = ROOT / 'bnet_mm' / 'ops' / 'README.md'
+KERNEL_SIZES = (3, 5, 7)
+PLAIN = 'x86_64 AVX512, 2 threads'  # the device of rows that say nothing of it
+
+
+def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """The last measurement of everything in a CSV file: quantity and, if not PLAIN, device -> name -> row."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    with path.open(newline='') as file:
+        for row in csv.DictReader(file):
+            device = row['device']
+            other = device.removeprefix(PLAIN) if device.startswith(PLAIN) else f', {device}'
+            found.setdefault(row['quantity'] + other, {})[row['name']] = row
+    return found
+
+
+def kernel_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    """Ratios to BN of one benchmark, by kernel size; the two-operator form's in brackets."""
+    lines = ['| what | BN | k = 3 | k = 5 | k = 7 |', '|---|---|---|---|---|']
+    for quantity, rows in results.items():
+        cells = [f'{float(rows["BN"]["value"]):.1f} {rows["BN"]["unit"]}']
+        for k in KERNEL_SIZES:
+            ratio, two = rows[f'BNET-{k}']['ratio_to_bn'], rows.get(f'two operators, k={k}')
+            cells.append(f'{float(ratio):.2f}' + (f' ({float(two["ratio_to_bn"]):.2f})' if two else ''))
+        lines.append(f'| {quantity} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def norm_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    quantities = ('training step', 'inference', 'saved for backward')
+    lines = ['| norm | ' + ' | '.join(quantities) + ' |', '|---|---|---|---|']
+    for name in results[quantities[0]]:
+        cells = (f'{float(results[quantity][name]["ratio_to_bn"]):.2f}' for quantity in quantities)
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def write_readme(out: Path, benchmarks: Iterable[str], check: bool) -> None:
+    """Write every table between ``<!-- speed: WHAT -->`` and ``<!-- /speed -->`` anew.
+
+    Raises:
+        UserError: If the page lacks a table; with ``check``, if a table is stale.
+    """
+    text = README.read_text()
+    if missing := set(benchmarks) - set(re.findall(r'<!-- speed: (\w+) -->', text)):
+        raise UserError(f'bnet_mm/ops/README.md has no place for the table of {", ".join(sorted(missing))}')
+
+    def table(match: re.Match) -> str:
+        lines = (norm_table if match[1] == 'norms' else kernel_table)(latest(out / f'{match[1]}.csv'))
+        return '\n'.join([f'<!-- speed: {match[1]} -->', *lines, '<!-- /speed -->'])
+
+    new = re.sub(r'<!-- speed: (\w+) -->.*?<!-- /speed -->', table, text, flags=re.DOTALL)
+    if new == text:
+        return
+    if check:
+        raise UserError(
+            'bnet_mm/ops/README.md: the tables of speed are stale; run python tools/dev/benchmark.py readme'
+        )
+    README.write_text(new)
