@@ -33,7 +33,7 @@ from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
-from bnet_mm.ops.bnet import fused_bnet
+from bnet_mm.ops.bnet import Map, fused_bnet
 from bnet_mm.ops.dispatch import convolution_dtype
 
 
@@ -50,6 +50,27 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
             f'BNET: input must have more than one value per channel in training mode, got shape {shape}; '
             'use a larger batch or map, or eval() with running statistics'
         )
+
+
+def with_tail(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """``act(y + residual)``: what follows the last norm of a residual block, in torch's own operators."""
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def fused_bnet_with_tail(
+    x: Tensor, maps: Tensor | Map, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor,
+    residual: Tensor | None, relu: bool,
+) -> Tensor:  # fmt: skip
+    """:func:`fused_bnet` in autocast's dtype, with the tail in the same pass if the residual is a map like x."""
+    dtype = convolution_dtype(x)
+    if residual is None or (residual.stride() == x.stride() and _like(residual, x) and x.dtype == dtype):
+        return fused_bnet(maps, mean, rstd, weight, bias, residual, relu).to(dtype)
+    return with_tail(fused_bnet(maps, mean, rstd, weight, bias).to(dtype), residual, relu)
+
+
+def _like(residual: Tensor, x: Tensor) -> bool:
+    return (residual.shape, residual.dtype, residual.device) == (x.shape, x.dtype, x.device)
 
 
 class DepthwiseTransform(nn.modules.conv._ConvNd):
@@ -101,17 +122,19 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
         """View (C,) of the taps that multiply the pixel itself: BN's gamma."""
         return self.weight[:, 0, self.k // 2, self.k // 2]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """``act(DWConv_k(x) + bias + residual)``, as in :meth:`BNET.forward`."""
         weight: Tensor
         bias: Tensor
         weight, bias = self.weight, self.bias
         if not is_symbolic(x):  # in which quantisation must find a convolution by the parameters alone
             if select_backend(x, self.k, self.dilation[0]) != 'reference':
                 zeros = bias.new_zeros(self.num_features)
-                return fused_bnet(x, zeros, zeros + 1, weight, bias).to(convolution_dtype(x))
+                return fused_bnet_with_tail(x, x, zeros, zeros + 1, weight, bias, residual, relu)
             # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
             weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return with_tail(y, residual, relu)
 
     def extra_repr(self) -> str:
         return f'{self.num_features}, kernel_size={self.k}, dilation={self.dilation[0]}'
@@ -250,14 +273,21 @@ class BNET(nn.Module):
         """Raise a ValueError: pruning and reparametrisation of this layer are those of its taps."""
         raise ValueError(f'BNET: it has no parameter of its own to register as {name!r}; its taps are bnconv.weight')
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """``act(BNET(x) + residual)``; kernels do it in one pass over the maps where ``residual`` is a map like x.
+
+        Args:
+            x: (N, C, H, W).
+            residual: Added to the output as torch adds, with its broadcasting and type promotion; None for nothing.
+            relu: Whether act is ReLU, else the identity.
+        """
         needs_several_values = isinstance(self.norm, nn.BatchNorm2d) and uses_batch_statistics(self.norm)
         check_input(x, self.num_features, needs_several_values)
-        y = self._fused(x)
-        return self.bnconv(self.norm(x)) if y is None else y
+        y = self._fused(x, residual, relu)
+        return with_tail(self.bnconv(self.norm(x)), residual, relu) if y is None else y
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """``bnconv(norm(x))`` in one pass; None where the two modules have to run one after the other."""
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor | None:
+        """``act(bnconv(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
         if is_symbolic(x) or has_hooks(self.bnconv):
             return None
         if select_backend(x, self.bnconv.k, self.bnconv.dilation[0]) == 'reference':
@@ -267,8 +297,7 @@ class BNET(nn.Module):
             return None
         maps, mean, var = found
         rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
-        y = fused_bnet(maps, mean, rstd, self.bnconv.weight, self.bnconv.bias)
-        return y.to(convolution_dtype(x))
+        return fused_bnet_with_tail(x, maps, mean, rstd, self.bnconv.weight, self.bnconv.bias, residual, relu)
 
     def extra_repr(self) -> str:
         return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation[0])}'
