@@ -1,6 +1,7 @@
 """The operators ``torch.ops.bnet_mm.*`` that the compiled backends implement, and their shapes for torch.compile.
 
-None of them is differentiable by itself; bnet.py joins them to autograd.
+None of them is differentiable by itself; bnet.py joins them to autograd. ``norm`` is batch norm with its transform in
+one operation, for eager mode; the others are its parts, from which other norms and graphs are built.
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ LIBRARY.define('moments_backward(Tensor(a!) grad_x, Tensor x, Tensor mean, Tenso
 # The same for a grad that is wider than x, rounded to x's dtype.
 LIBRARY.define(
     'moments_backward_rounded(Tensor grad, Tensor x, Tensor mean, Tensor grad_mean, Tensor grad_var) -> Tensor grad_x'
+)
+# Statistics of the batch, which update the running ones if these are given, or else the running ones; then forward.
+LIBRARY.define(
+    'norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var,'
+    ' bool batch_statistics, float momentum, float eps, bool relu) -> (Tensor y, Tensor mean, Tensor rstd)'
+)
+# y is given where a ReLU has made it: it masks grad.
+LIBRARY.define(
+    'norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor? y, bool batch_statistics,'
+    ' bool needs_weight, bool needs_residual)'
+    ' -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor? grad_residual)'
 )
 
 
@@ -73,3 +85,18 @@ def _(grad_x, x, mean, grad_mean, grad_var):
 def _(grad, x, mean, grad_mean, grad_var):
     check_devices(x, grad=grad, mean=mean, grad_mean=grad_mean, grad_var=grad_var)
     return like_map(x)
+
+
+@torch.library.impl(LIBRARY, 'norm', 'Meta')
+def _(x, residual, weight, bias, running_mean, running_var, batch_statistics, momentum, eps, relu):
+    running = dict(running_mean=running_mean, running_var=running_var)
+    check_devices(x, residual=residual, weight=weight, bias=bias, **running)
+    mean, rstd = (x.new_empty(x.shape[1], dtype=wide_dtype(x.dtype)) for _ in range(2))
+    return like_map(x), mean, rstd
+
+
+@torch.library.impl(LIBRARY, 'norm_backward', 'Meta')
+def _(grad, x, mean, rstd, weight, y, batch_statistics, needs_weight, needs_residual):
+    check_devices(x, grad=grad, mean=mean, rstd=rstd, weight=weight, y=y)
+    grad_residual = like_map(x) if needs_residual else None
+    return like_map(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0]), grad_residual

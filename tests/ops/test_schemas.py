@@ -31,6 +31,21 @@ def test_meta_is_as_the_kernels(dtype, per_sample, channels_last):
         assert facts(operator(*on_meta)) == facts(operator(*arguments)), name
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_shapes_of_the_whole_norm(dtype, layout):
+    x = torch.empty(2, 3, 5, 4, dtype=DTYPES[dtype], device='meta').to(memory_format=layout)
+    weight = torch.empty(3, 1, 5, 5, dtype=wide_dtype(x.dtype), device='meta')
+    numbers = [((3,), weight.dtype, (1,))]
+    running = [torch.empty(3, dtype=weight.dtype, device='meta')] * 2
+    outputs = torch.ops.bnet_mm.norm(x, x, weight, weight[:, 0, 0, 0], *running, True, 0.1, 1e-5, True)
+    assert facts(outputs) == facts(x) + numbers * 2
+    for residual in (False, True):
+        grads = torch.ops.bnet_mm.norm_backward(x, x, *running, weight, x, True, True, residual)
+        assert (grads[3] is not None) == residual
+        assert facts(filter(torch.is_tensor, grads)) == facts(x) + facts(weight) + numbers + facts(x) * residual
+
+
 def test_meta_names_what_is_on_another_device():
     x, numbers = torch.ones(1, 2, 3, 4, device='meta'), torch.ones(2, device='meta')
     with pytest.raises(ValueError, match='bias must be on meta as x, got cpu'):
