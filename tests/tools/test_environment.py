@@ -10,8 +10,9 @@ import pytest
 from helpers.paths import REPO
 from helpers.tools import DEMO
 
-PATHS = (path.relative_to(REPO / 'tools') for path in (REPO / 'tools').rglob('*.py'))
-TOOLS = sorted(str(path) for path in PATHS if path.name not in ('environment.py', 'checkout.py'))
+TOOLS = sorted(
+    str(path.relative_to(REPO / 'tools')) for path in (REPO / 'tools').rglob('*.py') if '__main__' in path.read_text()
+)
 
 
 @pytest.fixture
