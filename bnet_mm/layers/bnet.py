@@ -54,8 +54,10 @@ def check_input(x: Tensor, num_features: int, needs_several_values: bool) -> Non
 
 def with_tail(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """``act(y + residual)``: what follows the last norm of a residual block, in torch's own operators."""
-    y = y if residual is None else y + residual
-    return y.relu() if relu else y
+    if residual is None:
+        return y.relu() if relu else y
+    y = y + residual
+    return y.relu_() if relu else y
 
 
 def fused_bnet_with_tail(

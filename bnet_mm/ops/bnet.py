@@ -139,31 +139,29 @@ class _Transform(torch.autograd.Function):
     def forward(ctx, x, carrier, mean, rstd, weight, bias, residual, relu):
         y = torch.ops.bnet_mm.forward(x, mean, rstd, weight, bias, residual, relu)
         ctx.carried = carrier is not None
-        ctx.save_for_backward(x, mean, rstd, weight, bias, residual if relu else None, y if relu else None)
+        ctx.save_for_backward(x, mean, rstd, weight, bias, y if relu else None)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, mean, rstd, weight, bias, residual, y = ctx.saved_tensors
+        x, mean, rstd, weight, bias, y = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:-1])
         needs.pop(0 if ctx.carried else 1)
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y.detach(), 0)  # a NaN lets it pass
         if torch.is_grad_enabled() or transforms_active(grad):
 
-            def reference(x, mean, rstd, weight, bias, residual):
-                return bnet_reference(x, mean, rstd, weight, bias, residual, y is not None).to(grad.dtype)
+            def reference(x, mean, rstd, weight, bias):
+                return bnet_reference(x, mean, rstd, weight, bias).to(grad.dtype)
 
-            inputs = (x, mean, rstd, weight, bias, residual)
-            grads = _differentiable(reference, inputs, needs, grad)
-            if y is None and needs[5]:
-                grads[5] = grad
+            grads = _differentiable(reference, (x, mean, rstd, weight, bias), needs, grad)
         else:
-            if y is not None:
-                grad = grad.masked_fill(y <= 0, 0)  # a NaN lets it pass, as in torch
             grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = torch.ops.bnet_mm.backward(
                 grad, x, mean, rstd, weight, needs[3], needs[1] or needs[2], ctx.carried
             )
             grad_weight, grad_bias = _in_strides_of(weight, grad_weight), _in_strides_of(bias, grad_bias)
-            grads = [grad_x, grad_mean, grad_rstd, grad_weight, grad_bias, grad if needs[5] else None]
+            grads = [grad_x, grad_mean, grad_rstd, grad_weight, grad_bias]
+        grads.append(grad if needs[5] else None)
         grads.insert(0 if ctx.carried else 1, None)
         return *grads, None
 

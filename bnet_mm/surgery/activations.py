@@ -2,70 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bnet_mm.layers import FReLU
 from bnet_mm.layers.arguments import Duck
+from bnet_mm.surgery.blocks import RESNETS, ResNetBlock, change_class, host_class, known_forward
 from bnet_mm.surgery.positions import norm_names
 
-# Where the blocks come from whose forward is the one below, but for the activations.
-KNOWN_FORWARDS = (
-    'mmdet.models.backbones.resnet', 'mmpretrain.models.backbones.resnet', 'mmseg.models.backbones.resnet',
-    'torchvision.models.resnet',
-)  # fmt: skip
 
-
-BLOCK_CLASSES: dict[type[nn.Module], type[FReLUBlock]] = {}  # the host's -> ours
-
-
-class FReLUBlock(nn.Module):
+class FReLUBlock(ResNetBlock):
     """A basic or bottleneck block with an activation of its own after each convolution: a list ``relu`` of FReLUs.
 
     The hosts' blocks have one ReLU, which they call several times; which call it is could only be counted, and counters
     are wrong for threads, recomputation (``with_cp``) and after an exception. So this is their forward once more.
     """
 
-    if TYPE_CHECKING:  # what the hosts' blocks have; torch.jit.trace would read it
+    if TYPE_CHECKING:
         relu: nn.ModuleList
-        downsample: nn.Module | None
         drop_path: nn.Module
-        forward_plugin: Callable[[Tensor, list[str]], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        if getattr(self, 'with_cp', False) and x.requires_grad:
-            return self.relu[-1](checkpoint(self._residual, x, use_reentrant=False))
-        return self.relu[-1](self._residual(x))
+        return self.relu[-1](self._checkpointed(self._residual, x))
 
     def _residual(self, x: Tensor) -> Tensor:
-        out, last = x, len(self.relu)
-        for i in range(1, last + 1):
-            norm = getattr(self, getattr(self, f'norm{i}_name', f'bn{i}'))
-            out = norm(getattr(self, f'conv{i}')(out))
-            if i < last:
+        out, convolutions = x, self._convolutions()
+        for i, conv in enumerate(convolutions, 1):
+            out = self._norm(i)(conv(out))
+            if i < len(convolutions):
                 out = self.relu[i - 1](out)
-            if getattr(self, 'with_plugins', False):  # mmdet, mmseg
-                out = self.forward_plugin(out, getattr(self, f'after_conv{i}_plugin_names'))
+            out = self._plugins(i, out)
         if hasattr(self, 'drop_path'):  # mmpretrain
             out = self.drop_path(out)
-        return out + (x if self.downsample is None else self.downsample(x))
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
-        return _empty_block, (type(self).__mro__[2],), self.__dict__  # pickle finds no class that was made at run time
-
-
-def _block_class(kind: type[nn.Module]) -> type[FReLUBlock]:
-    if kind not in BLOCK_CLASSES:
-        BLOCK_CLASSES[kind] = type(f'FReLU{kind.__name__}', (FReLUBlock, kind), {})
-    return BLOCK_CLASSES[kind]
-
-
-def _empty_block(kind: type[nn.Module]) -> FReLUBlock:
-    block_class = _block_class(kind)
-    return block_class.__new__(block_class)
+        return out + self._shortcut(x)
 
 
 def use_frelu(model: nn.Module) -> None:
@@ -75,7 +45,8 @@ def use_frelu(model: nn.Module) -> None:
 
     Raises:
         ValueError: If the model has no ``layer1`` to ``layer3`` of the basic or bottleneck blocks of mmdet's, mmseg's,
-            mmpretrain's or torchvision's ResNet or ResNeXt, or has FReLU already; the model is as it was.
+            mmpretrain's or torchvision's ResNet or ResNeXt, or these have another activation than ReLU; the model is
+            as it was.
     """
     title = f'use_frelu: {type(model).__name__}'
     stages: list[Duck] = [getattr(model, f'layer{i}', None) for i in (1, 2, 3)]
@@ -83,14 +54,17 @@ def use_frelu(model: nn.Module) -> None:
     if None in stages or not blocks:
         raise ValueError(f'{title} has no stages layer1 to layer3 of residual blocks')
     for block in blocks:
-        if type(block).forward.__module__ not in KNOWN_FORWARDS or not isinstance(block.relu, nn.ReLU):
+        kind = host_class(block)
+        if known_forward(block) not in RESNETS:
             raise ValueError(
-                f'{title} has blocks of {type(block).__module__}.{type(block).__qualname__}; known are those of '
-                f'{", ".join(KNOWN_FORWARDS)}, with ReLU'
+                f'{title} has blocks of {kind.__module__}.{kind.__qualname__}; known are those of {", ".join(RESNETS)}'
             )
+        if not isinstance(block.relu, nn.ReLU):
+            activation = 'FReLU' if isinstance(block, FReLUBlock) else type(block.relu).__name__
+            raise ValueError(f'{title} has blocks with {activation} in the place of ReLU')
     for block in blocks:
         widths = [block.get_submodule(name).num_features for names in norm_names(block).values() for name in names]
         block.relu = nn.ModuleList(FReLU(width) for width in widths)
         block.relu.requires_grad_(block.conv1.weight.requires_grad)  # frozen stages
         block.relu.train(block.training)
-        block.__class__ = _block_class(type(block))
+        change_class(block, FReLUBlock)

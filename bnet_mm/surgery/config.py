@@ -55,8 +55,8 @@ def WithBNET(
     kind = options.pop('type', 'BNET')
     if kind not in ('BNET', 'BNConv'):
         raise ValueError(f"WithBNET: bnet.type must be 'BNET' or 'BNConv', got {kind!r}")
-    if unknown := sorted(set(options) - ({'k', 'where', 'dilation'} if kind == 'BNET' else {'k', 'where'})):
-        raise ValueError(f'WithBNET: bnet takes k, where and dilation, got {", ".join(unknown)}')
+    if unknown := sorted(set(options) - ({'k', 'where', 'dilation', 'fuse'} if kind == 'BNET' else {'k', 'where'})):
+        raise ValueError(f'WithBNET: bnet takes k, where, dilation and fuse, got {", ".join(unknown)}')
     model = MODELS.build(dict(type=base, **kwargs))
     if frelu:
         use_frelu(model)

@@ -21,13 +21,16 @@ from bnet_mm.messages import first_of
 from bnet_mm.surgery.modules import is_changed, is_norm, replace_modules
 from bnet_mm.surgery.positions import POSITIONS, norm_names
 from bnet_mm.surgery.report import Report
+from bnet_mm.surgery.tails import fuse_tails, unfuse_tails
 
 # Layers whose norms are their own.
 OURS = (BNET, BNConv, FReLU, SN1d, SN2d, SN3d)
 Where = Union[str, re.Pattern, Callable[[str, nn.Module], bool]]
 
 
-def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1, inplace: bool = True) -> Report:
+def enhance(
+    model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1, inplace: bool = True, fuse: bool = True
+) -> Report:
     """Replace norms by BNET with the same function: weight and bias of a norm move into centre tap and bias.
 
     Batch, synchronised, group, instance, switchable and cross-iteration norms of 4-D maps become BNET over that norm.
@@ -41,13 +44,18 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
             of name and module that says whether.
         dilation: Spacing of the taps.
         inplace: Change ``model`` itself; False for a copy.
+        fuse: Let residual blocks that end in BNET, sum and ReLU run these in one pass, where their forward is known
+            (see tails.py). Also for ``k=1``, BN itself.
 
     Returns:
-        A report, with the model, what was replaced, and which norms were not and why.
+        A report, with the model, what was replaced, and which norms were not and why, and the same of the tails.
 
     Raises:
-        ValueError: If ``where`` is none of these, or if there is nothing to replace; the model is as it was.
+        ValueError: If ``where`` is none of these, ``fuse`` is no bool, or there is nothing to replace; the model is as
+            it was.
     """
+    if not isinstance(fuse, bool):
+        raise ValueError(f'enhance: fuse must be True or False, got {fuse!r}')
     nearby = next(iter(model.parameters()), None)  # for norms that have no tensor
 
     def make(norm: nn.Module) -> tuple[BNET, str]:
@@ -60,7 +68,10 @@ def enhance(model: nn.Module, k: int = 3, where: Where = 'C', dilation: int = 1,
     def why_not(name: str, norm: nn.Module) -> str:
         return _why_not_bnet(model, name, norm)
 
-    return _change_norms('enhance', Report('enhanced', model), where, why_not, make, inplace)
+    report = _change_norms('enhance', Report('enhanced', model), where, why_not, make, inplace)
+    if fuse:
+        report.tails = fuse_tails(report.model)
+    return report
 
 
 def insert_bn_conv(model: nn.Module, k: int = 3, where: Where = 'C') -> Report:
@@ -107,6 +118,7 @@ def restore(model: nn.Module, inplace: bool = True) -> Report:
         replaced[layer] = layer.to_norm()
         report.changed[name] = f'BNET-{layer.bnconv.k} -> {_title(replaced[layer])}'
     replace_modules(report.model, replaced)
+    unfuse_tails(report.model)
     return report
 
 

@@ -16,12 +16,15 @@ class Report:
         model: The changed model.
         changed: Name of each changed layer -> what was done, such as 'BatchNorm2d(64) -> BNET-3'.
         kept: Name of each layer of the kind in question that stays as it was -> why.
+        tails: Name of each residual block whose last norm is BNET -> why its tail does not run in one pass (tails.py);
+            empty if it does. Only of ``enhance``.
     """
 
     verb: str
     model: nn.Module
     changed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    tails: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: how many layers were changed."""
@@ -30,9 +33,16 @@ class Report:
 
     def __str__(self) -> str:
         lines = [self.summary(), *(f'  {name}: {done}' for name, done in self.changed.items())]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.kept.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
+        for reason, names in _by_reason(self.kept).items():
             lines += [f'not {self.verb} ({len(names)}), {reason}:', f'  {", ".join(names)}']
+        for reason, names in _by_reason(self.tails).items():
+            how = f'one after the other ({len(names)}), {reason}' if reason else f'in one pass ({len(names)})'
+            lines += [f'norm, sum and ReLU of residual blocks {how}:', f'  {", ".join(names)}']
         return '\n'.join(lines)
+
+
+def _by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return names

@@ -110,7 +110,7 @@ def test_our_tools_read_them(lazy_config, tmp_path, scope):
     assert {module.bnconv.k for module in model.modules() if isinstance(module, BNET)} == {7}
     (tmp_path / 'child2.py').write_text(path.read_text().replace("dict(k=5, where='C')", "dict(k=5, were='C')"))
     with DefaultScope.overwrite_default_scope(scope):
-        with pytest.raises(Exception, match='bnet takes k, where and dilation, got were'):
+        with pytest.raises(Exception, match='bnet takes k, where, dilation and fuse, got were'):
             MODELS.build(Config.fromfile(tmp_path / 'child2.py').model)
 
 

@@ -56,7 +56,7 @@ def test_dilation():
     (dict(where=''), "where must be letters of 'ABC'"),
     (dict(where='('), "where='\\(' is no regular expression"),
     (dict(where=3), 'where must be'),
-    (dict(kernel_size=3), 'bnet takes k, where and dilation, got kernel_size'),
+    (dict(kernel_size=3), 'bnet takes k, where, dilation and fuse, got kernel_size'),
     (dict(k=4), 'k must be a positive odd integer, got 4'),
 ])  # fmt: skip
 def test_bad_options_are_named(bnet, message):

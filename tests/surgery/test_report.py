@@ -14,6 +14,14 @@ def test_report():
     ]  # fmt: skip
 
 
+def test_tails():
+    report = Report('enhanced', nn.Sequential(), {'1.bn': 'BNET'}, tails={'1': '', '2': 'no', '3': ''})
+    assert str(report).splitlines()[2:] == [
+        'norm, sum and ReLU of residual blocks in one pass (2):', '  1, 3',
+        'norm, sum and ReLU of residual blocks one after the other (1), no:', '  2',
+    ]  # fmt: skip
+
+
 def test_a_new_report_is_empty():
     first, second = (Report('enhanced', nn.Identity()) for _ in range(2))
     first.changed['a'] = 'done'

@@ -69,7 +69,7 @@ BAD_TRAINING = {
     'even k': (dict(cfg=['model.backbone.bnet.k=4']), 'k must be a positive odd integer, got 4'),
     'k=0': (dict(cfg=['model.backbone.bnet.k=0']), 'k must be a positive odd integer, got 0'),
     'unknown position': (dict(cfg=['model.backbone.bnet.where=D']), "no norm to replace at where='D'"),
-    'unknown bnet key': (dict(cfg=['model.backbone.bnet.kk=3']), 'bnet takes k, where and dilation, got kk'),
+    'unknown bnet key': (dict(cfg=['model.backbone.bnet.kk=3']), 'bnet takes k, where, dilation and fuse, got kk'),
     'unknown option': (dict(cfg=['train_dataloder.batch_size=4']), 'did you mean train_dataloader?'),
     'option without effect': (dict(cfg=['data_root=elsewhere/']), 'data_root is only a variable inside the config'),
     'late import': (dict(cfg=['custom_imports.imports=[os]']), 'put it in the config file'),
