@@ -36,7 +36,7 @@ def accesses(ptx: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     'case',
     [
-        Case((2, 20, 9, 13), k=1),
+        Case((2, 4, 9, 136), k=1),
         Case((2, 40, 9, 13), k=1, layout=NHWC),
         pytest.param(Case((2, 40, 9, 13), torch.float16, k=3, layout=NHWC), marks=pytest.mark.ptx),
         pytest.param(Case((2, 20, 9, 13), torch.float32, k=3), marks=pytest.mark.ptx),
@@ -47,9 +47,9 @@ def test_barriers_taken_out(case):
     inputs = case.inputs()
     with machine() as gpu:
         right = run(case, inputs)
-        kernels = {done.kernel: done.compiled.asm['ptx'] for done in gpu.launches}
+        kernels = {done.kernel: (done.compiled.asm['ptx'], done.threads) for done in gpu.launches}
         found, redundant = [], []
-        for name, ptx in kernels.items():
+        for name, (ptx, threads) in kernels.items():
             around = accesses(ptx)
             for number in range(len(around) - 1):
                 gpu.rewrite = without_barrier(name, number)
@@ -63,9 +63,12 @@ def test_barriers_taken_out(case):
                     orders_nothing = not any(around[: number + 1]) or not any(around[number + 1 :])
                     # Or two others enclose the same accesses.
                     orders_nothing |= not around[number] or not around[number + 1]
+                    orders_nothing |= threads == 32  # a single warp, whose lanes run together
                     assert orders_nothing, (name, number, around[number], around[number + 1])
                     assert all(torch.equal(value, right[key]) for key, value in values.items())
                     redundant.append((name, number))
     print(f'{case}: {len(found)} found, {len(redundant)} redundant: {redundant}')
-    assert {name for name, _ in found} >= {'backward_kernel', 'add_partials_kernel', 'join_moments_kernel'}
+    # In NCHW a channel's lanes are in one warp; in channels_last there is a single row of sums here, nothing to add.
+    expected = {'join_moments_kernel', 'backward_kernel' if case.layout == NHWC else 'add_partials_kernel'}
+    assert {name for name, _ in found} >= expected
     assert len(found) > len(redundant)

@@ -89,7 +89,7 @@ def test_small_map(old, new, kinds, kernel, mutate):
 
 def test_product_within_a_sum_over_lanes(mutate):
     """As moments had it: nothing but the hardware's choice of the last bit."""
-    x = torch.randn(3, 300, 3, 2)
+    x = torch.randn(3, 20, 5, 7)
     with machine():
         launchers.moments(x, True)
         mutate('terms = mean * count + 0.0', 'terms = mean * count')
@@ -99,7 +99,7 @@ def test_product_within_a_sum_over_lanes(mutate):
 
 
 def test_offsets_of_32_bits_on_a_large_map(mutate):
-    mutate('one = tl.full((), 1, tl.int64)  #', 'one = tl.full((), 1, tl.int32)  #')
+    mutate('one = tl.full((), 1, tl.int64)  # maps', 'one = tl.full((), 1, tl.int32)  # maps')
     x = filled(torch.contiguous_format)
     mean, bias, weight = torch.randn(CHANNELS), torch.randn(CHANNELS), torch.randn(CHANNELS, 1, 3, 3)
     with machine(fresh_is_nan=False) as gpu:

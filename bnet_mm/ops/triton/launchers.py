@@ -12,7 +12,7 @@ from bnet_mm.ops.limits import KERNEL_SIZES, TRITON_DTYPES
 from bnet_mm.ops.schemas import like_map
 from bnet_mm.ops.triton import kernels
 from bnet_mm.ops.triton.launch import Launch
-from bnet_mm.ops.triton.plans import PixelPlan, WindowPlan, parts, plan_pixels, plan_windows
+from bnet_mm.ops.triton.plans import COLUMNS, PixelPlan, WindowPlan, parts, plan_pixels, plan_windows, power_of_two
 
 BLOCK, LANES = (64, 8), 128  # columns and rows that a program of the joining kernels adds at a time; its lanes
 
@@ -218,11 +218,12 @@ def _plan_backward(layout: Layout, by_sample: bool, sums: bool) -> WindowPlan:
 @planned
 def _backward(layout: Layout, by_sample: bool, flags: BackwardFlags, grad_x_dtype: torch.dtype) -> Launch:
     """``grad_x_dtype`` is part of what is compiled."""
-    (samples, _, height, width), _, _, k = layout
+    (samples, _, height, width), channels_last, _, k = layout
     plan = _plan_backward(layout, by_sample, flags.sums)
     constants = (float(samples * height * width), *_windows(layout, plan, by_sample), *flags)
-    # Four programs on a multiprocessor; with more taps there are not that many registers.
-    return Launch(kernels.backward_kernel, plan.programs, constants, plan.tile.lanes, 128 if k < 7 else None)
+    # Four programs on a multiprocessor, where so many registers are enough.
+    registers = 128 if k < 7 and (channels_last or plan.tile.vector == COLUMNS) else None
+    return Launch(kernels.backward_kernel, plan.programs, constants, plan.tile.lanes, registers)
 
 
 @planned
@@ -230,8 +231,10 @@ def _joined_sums(rows: torch.Size, numbers: torch.Size, needs_weight: bool, need
     groups, fourths, channels, _ = rows
     sums = 4 * fourths
     samples, step = (numbers[0], channels) if len(numbers) == 2 else (1, 0)
-    constants = (samples, channels, groups // samples, step, sums - 3, needs_weight, needs_statistics, *BLOCK)
-    return Launch(kernels.add_partials_kernel, parts(channels * sums, BLOCK[0]), constants, LANES)
+    depth = min(8, power_of_two(groups // samples))  # rows that a program adds at a time, of `block` columns
+    block = 4 * LANES // depth
+    constants = (samples, channels, groups // samples, step, sums - 3, needs_weight, needs_statistics, block, depth)
+    return Launch(kernels.add_partials_kernel, parts(channels * sums, block), constants, LANES)
 
 
 def _pixels(shape: torch.Size, channels_last: bool, plan: PixelPlan) -> tuple[int, ...]:

@@ -85,22 +85,22 @@ def window_tile(channels: int, width: int, channels_last: bool) -> WindowTile:
     """
     groups = parts(width, COLUMNS)
     if channels_last:
-        inner = min(64, _power_of_two(channels))
-        return WindowTile(min(128 // inner, _power_of_two(groups)), inner, COLUMNS if width % COLUMNS == 0 else 1)
+        inner = min(64, power_of_two(channels))
+        return WindowTile(min(128 // inner, power_of_two(groups)), inner, COLUMNS if width % COLUMNS == 0 else 1)
     vector = math.gcd(width, COLUMNS)
     lanes = 128 if vector == COLUMNS else 32
-    inner = _power_of_two(groups) if groups <= 4 else min((32, 16, 8), key=lambda size: parts(groups, size) * size)
-    return WindowTile(min(lanes // inner, _power_of_two(channels)), inner, vector)
+    inner = power_of_two(groups) if groups <= 4 else min((32, 16, 8), key=lambda size: parts(groups, size) * size)
+    return WindowTile(min(lanes // inner, power_of_two(channels)), inner, vector)
 
 
 def pixel_tile(channels: int, pixels: int, channels_last: bool) -> PixelTile:
     """The tile of the kernels without taps: four values for each of 128 lanes, the fewest beyond the map."""
     if channels_last:
-        inner = min(256, _power_of_two(channels))
-        return PixelTile(min(512 // inner, _power_of_two(pixels)), inner, math.gcd(channels, COLUMNS))
+        inner = min(256, power_of_two(channels))
+        return PixelTile(min(512 // inner, power_of_two(pixels)), inner, math.gcd(channels, COLUMNS))
     sizes = [size for size in (256, 128, 64, 32, 16) if 8 * size <= pixels] + [8]
     inner = min(sizes, key=lambda size: parts(pixels, size) * size)
-    return PixelTile(min(512 // inner, _power_of_two(channels)), inner, math.gcd(pixels, COLUMNS))
+    return PixelTile(min(512 // inner, power_of_two(channels)), inner, math.gcd(pixels, COLUMNS))
 
 
 def plan_windows(shape: torch.Size, k: int, channels_last: bool, by_sample: bool, sums: bool) -> WindowPlan:
@@ -149,5 +149,5 @@ def parts(length: int, size: int) -> int:
     return -(-length // size)
 
 
-def _power_of_two(at_least: int) -> int:
+def power_of_two(at_least: int) -> int:
     return 1 << max(0, at_least - 1).bit_length()

@@ -15,7 +15,7 @@ NUMBERS = ['samples', 'channel_vectors', 'vectors', 'tiles', 'strips', 'strip_ve
 @triton.jit
 def _places(channels, pixels, OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Channel in a tile and pixel in a step, (OUTER, 1) and (1, INNER) or the reverse; distances in memory."""
-    one = tl.full((), 1, tl.int64)  # maps may have more than 2^31 elements
+    one = tl.full((), 1, tl.int64)  # as in lanes.py
     outer, inner = tl.arange(0, OUTER)[:, None], tl.arange(0, INNER)[None, :]
     if CHANNELS_LAST:
         found = (inner, outer, one, one * channels)
