@@ -63,6 +63,7 @@ COMMANDS = {
     r'python tools/dev/model_zoo\.py --check': 'tests/tools/dev/test_model_zoo.py::test_nothing_is_stale',
     r'python tools/dev/model_zoo\.py': 'tests/tools/dev/test_model_zoo.py::test_what_is_stale_is_named_and_written',
     r'python tools/dev/kernel_counts\.py ': 'tests/ptx/test_counts.py::test_counts',
+    r'bash tools/dev/gpu_acceptance\.sh': 'tests/tools/dev/test_gpu_acceptance.py::test_rehearsal',
     r'python tools/dev/roofline\.py ': 'tests/ptx/test_counts.py::test_roofline_is_printed',
     r'python -m pytest tests/ptx': 'not run: runs these tests',
     r'bash tools/dev/sanitize\.sh': 'not run: compiles for minutes; it shows by faults of its own that it finds some',

@@ -185,10 +185,11 @@ def benchmark_backbone(runs: int) -> Rows:
     folded = {k: fold(net, inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
     yield timed('inference, folded 1x3x800x1333', calls, runs)
-    for statistics_of, norm_eval in (('batch', False), ('frozen', True)):
+    for statistics_of in ('batch', 'frozen'):
         for net in nets.values():
-            net.norm_eval = norm_eval  # True is mmdet's default: norms stay in evaluation mode
             net.train()
+            if statistics_of == 'frozen':
+                freeze_statistics(net)
         steps = candidates(lambda k: lambda: train_step(nets[k], batch))
         yield timed(f'training step, {statistics_of} statistics 8x3x224x224', steps, runs)
     if device() == 'cuda':
@@ -197,9 +198,9 @@ def benchmark_backbone(runs: int) -> Rows:
 
 
 def resnet(k: int | None) -> nn.Module:
-    from mmdet.models.backbones import ResNet  # after launch has mended what is broken
+    from torchvision.models import resnet50  # after bnet_mm has mended what is broken
 
-    net = ResNet(50)
+    net = resnet50()
     if k:
         enhance(net, k=k, where='C')
         for name, parameter in net.named_parameters():
@@ -208,9 +209,16 @@ def resnet(k: int | None) -> nn.Module:
     return net.to(device())
 
 
+def freeze_statistics(net: nn.Module) -> None:
+    """What ``norm_eval=True``, mmdet's default, does."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def train_step(net: nn.Module, x: torch.Tensor) -> None:
     net.zero_grad()
-    sum(y.square().mean() for y in net(x)).backward()
+    net(x).square().mean().backward()
 
 
 def peak_memory(call: Callable[[], object]) -> int:
