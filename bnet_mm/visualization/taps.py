@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 12  # channels of a layer in the picture
 
@@ -77,6 +80,8 @@ def draw_taps(layers: Mapping[str, Tensor]) -> Figure:
 
     Colours are relative to the largest tap of each channel; above each stands the share of energy off the centre.
     """
+    from matplotlib.figure import Figure  # here: NormStatisticsHook uses the rest, in every import of bnet_mm
+
     figure = Figure(figsize=(1.6 + 0.62 * SHOWN, 0.85 * len(layers) + 0.6), layout='constrained')
     axes = figure.subplots(len(layers), SHOWN, squeeze=False)
     for (name, taps), row in zip(layers.items(), axes):
