@@ -47,6 +47,10 @@ COMMANDS = {
     r'mim train mmdet ': 'tests/tools/test_train.py::test_mim_train',
     r'mim (search bnet_mm |download)': WHEEL,
     r'mim train bnet_mm ': 'not run: mim train is run for mmdet; of an installed wheel, search and download',
+    # pictures
+    r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
+    r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
+    r'python tools/curves\.py ': 'tests/tools/test_curves.py::test_three_files',
     # conversion
     r'python tools/convert_config\.py ': 'tests/tools/test_convert_config.py::test_convert_config_and_its_checkpoint',
     r'python tools/convert_checkpoint\.py .* --backbone': BACKBONE,
