@@ -33,6 +33,7 @@ COMMANDS = {
     r'ruff (check|format) ': 'not run: .ci/run runs it',
     r'mypy$': 'not run: a check beside the tests, as ruff',
     # training and evaluation
+    r'python tools/download_weights\.py ': 'tests/tools/test_download_weights.py::test_command_line',
     r'python tools/train\.py \$CONFIG': REAL,
     r'python tools/test\.py \$CONFIG': REAL,
     r'python tools/coco_subset\.py ': REAL,
