@@ -20,6 +20,7 @@ EXTRAS = {
     'seg': [*FRAMEWORK, 'mmsegmentation>=1.0.0', 'ftfy', 'regex'],
     'action': [*FRAMEWORK, 'mmaction2>=1.0.0'],
     'cls': [*FRAMEWORK, 'mmpretrain>=1.0.0'],
+    'analysis': ['tidecv', 'matplotlib', 'pycocotools'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
 
