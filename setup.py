@@ -20,7 +20,8 @@ EXTRAS = {
     'seg': [*FRAMEWORK, 'mmsegmentation>=1.0.0', 'ftfy', 'regex'],
     'action': [*FRAMEWORK, 'mmaction2>=1.0.0'],
     'cls': [*FRAMEWORK, 'mmpretrain>=1.0.0'],
-    'download': ['gdown>=6'],
+    'download': ['gdown>=6; python_version >= "3.10"'],
+    'analysis': ['tidecv', 'matplotlib', 'pycocotools'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
 

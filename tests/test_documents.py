@@ -52,6 +52,7 @@ COMMANDS = {
     r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
     r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
     r'python tools/curves\.py ': 'tests/tools/test_curves.py::test_three_files',
+    r'python tools/errors\.py ': 'tests/tools/test_errors.py::test_two_models',
     # conversion
     r'python tools/convert_config\.py ': 'tests/tools/test_convert_config.py::test_convert_config_and_its_checkpoint',
     r'python tools/convert_checkpoint\.py .* --backbone': BACKBONE,

@@ -1,4 +1,4 @@
-"""tools/download_weights.py against a server that plays what can happen. The real links were never tried: no network."""
+"""tools/download_weights.py against a server that plays what can happen; the real links were never tried."""
 
 import errno
 import http.server
