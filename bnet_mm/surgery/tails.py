@@ -82,7 +82,9 @@ class FusedResNetBlock(FusedTail, ResNetBlock):
         *inner, last = self._convolutions()
         out = x
         for i, conv in enumerate(inner, 1):
-            out = self._plugins(i, self.relu(self._norm(i)(conv(out))))
+            out = conv(out)  # one step at a time: what a nested call was given would live until all of it returns
+            out = self._norm(i)(out)
+            out = self._plugins(i, self.relu(out))
         out = last(out)
         return self._last_norm()(out, self._shortcut(x), relu=True)
 

@@ -136,6 +136,27 @@ def test_rounding(k, channels_last, dtype):
         assert our <= 1.1 * their, (name, our, their)
 
 
+@pytest.mark.parametrize('k', [1, 3])
+def test_nothing_more_is_kept_for_the_backward_pass(k):
+    """Storages that autograd keeps in a training step: at most the bytes of the model with BN."""
+    model, x, kept = host('torchvision', 50), torch.randn(2, 3, 64, 64), []
+
+    def keep(tensor):
+        kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for enhance in (False, True):
+        if enhance:
+            bnet_mm.enhance(model, k=k)
+        kept.append({})
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = model(x)
+        kept[-1] = sum(kept[-1].values()) - sum(parameter.nbytes for parameter in model.parameters())
+        del y
+    plain, fused = kept
+    assert 1e7 < fused <= 1.001 * plain
+
+
 @pytest.mark.parametrize('where, k', [('C', 1), ('AC', 3), ('all', 1)])
 def test_other_positions(where, k):
     plain, fused = enhanced(host('mmdet', 50).double(), where=where, k=k)
