@@ -62,8 +62,8 @@ def extensions() -> dict:
 
     # OpenMP at compile time only: the library that torch has loaded serves the extension, too.
     flags = ['-O3', '-g0', '-fopenmp'] if sys.platform == 'linux' else ['-O3', '-g0']
-    headers = [str(path) for path in Path('bnet_mm/ops/csrc').glob('*.h')]
-    kernels = CppExtension('bnet_mm._cpu', ['bnet_mm/ops/csrc/bnet_cpu.cpp'], depends=headers, extra_compile_args=flags)
+    sources, headers = (sorted(map(str, Path('bnet_mm/ops/csrc').glob(f'*.{ending}'))) for ending in ('cpp', 'h'))
+    kernels = CppExtension('bnet_mm._cpu', sources, depends=headers, extra_compile_args=flags)
     return dict(ext_modules=[kernels], cmdclass={'build_ext': BuildIfPossible})
 
 

@@ -57,6 +57,35 @@ def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor 
     return F.batch_norm(x, running_mean, running_var, weight, bias, batch_statistics, norm.momentum or 0.0, norm.eps)
 
 
+def whole_norm(
+    norm: nn.modules.batchnorm._BatchNorm, dtype: torch.dtype, *parameters: Tensor
+) -> tuple[Tensor | None, Tensor | None, bool, float, float] | None:
+    """The statistics that :func:`bnet_mm.ops.norm.fused_norm` needs for a forward pass of ``norm``, which it counts.
+
+    Args:
+        dtype: That of the map.
+        parameters: What follows ``norm``, which has no affine.
+
+    Returns:
+        running_mean, running_var, batch_statistics, momentum, eps; None for what the operation does not take: other
+        dtypes than float32 (float64 for float64), half of the running statistics, and their plain average.
+    """
+    running = running_mean, running_var = norm._buffers.get('running_mean'), norm._buffers.get('running_var')
+    tracks = norm.training and norm.track_running_stats
+    batch_statistics = uses_batch_statistics(norm)
+    if batch_statistics and not tracks:
+        running = None, None
+    wide = wide_dtype(dtype)
+    for tensor in (*parameters, *running):
+        if tensor is not None and tensor.dtype != wide:
+            return None
+    if (running_mean is None) != (running_var is None) or (tracks and norm.momentum is None):
+        return None
+    if tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return *running, batch_statistics, norm.momentum or 0.0, norm.eps
+
+
 @torch.no_grad()
 def update_running_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
     """BatchNorm's rule: ``running = (1 - momentum) * running + momentum * new``; momentum None is the plain average.

@@ -86,12 +86,17 @@ def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, and does not trace into it
 def choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str:
-    """The name of the backend for such a call, 'reference' if no compiled one fits.
+    """The name of the backend for such a call, 'reference' if no compiled one fits; the same for ever.
 
     Raises:
         ValueError: For an unknown choice.
         BackendError: If the choice is a backend that cannot run this.
     """
+    return _choose(choice, device, dtype, k, dilation)
+
+
+@functools.cache
+def _choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str:
     if choice not in ('auto', 'reference', *BACKENDS):
         raise ValueError(f'{VARIABLE} must be auto, reference, {" or ".join(BACKENDS)}, got {choice!r}')
     if choice in BACKENDS:
@@ -141,6 +146,12 @@ def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:
         return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
     except (ValueError, BackendError):
         return f'none ({VARIABLE}={os.environ[VARIABLE]} cannot run here)'
+
+
+def forget() -> None:
+    """Make the next calls load and choose anew."""
+    load_backend.cache_clear()
+    _choose.cache_clear()
 
 
 def backend_report() -> dict[str, str]:
