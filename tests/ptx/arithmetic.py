@@ -204,9 +204,9 @@ def _function(i: Instruction, read: Read) -> str:
 @expression('setp')
 def _compare(i: Instruction, read: Read) -> str:
     comparison, dtype = i.modifiers[0], DTYPES[i.kind]
-    if i.kind in ('bf16', 'f16x2', 'bf16x2', 'f32x2'):
+    if i.kind in ('f16x2', 'bf16x2', 'f32x2'):
         raise UnknownInstruction(i.name)
-    a, b = read(1, dtype), read(2, dtype)
+    a, b = (widened('bf16', read(n, 'u2')) if i.kind == 'bf16' else read(n, dtype) for n in (1, 2))
     unordered = f'(np.isnan({a}) | np.isnan({b}))'
     if comparison == 'nan':
         code = unordered

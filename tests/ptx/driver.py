@@ -15,20 +15,13 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver as triton_driver
 
 from bnet_mm.ops import dispatch
-from bnet_mm.ops.triton import launchers
+from bnet_mm.ops.triton import OPERATORS
 from ptx.faults import Fault
 from ptx.global_memory import GlobalMemory
 from ptx.launch import Launch
 from ptx.reader import read
 from ptx.translate import Program
 
-OPERATORS = (
-    launchers.forward,
-    launchers.backward,
-    launchers.moments,
-    launchers.moments_backward,
-    launchers.moments_backward_rounded,
-)
 SHARED_LIMITS = {75: 65536, 80: 166912, 90: 232448, 100: 232448, 120: 101376}
 
 

@@ -11,7 +11,7 @@ import triton.language as tl  # noqa: E402
 
 from bnet_mm import BNET  # noqa: E402
 from bnet_mm.ops import dispatch  # noqa: E402
-from bnet_mm.ops.triton import launchers  # noqa: E402
+from bnet_mm.ops.triton import launch, launchers  # noqa: E402
 from ptx.cases import Case, run  # noqa: E402
 from ptx.driver import machine  # noqa: E402
 from ptx.faults import Fault  # noqa: E402
@@ -73,19 +73,49 @@ def test_streams():
 
 
 def test_every_launch_is_guarded(monkeypatch):
-    """Each launch lies within the device guard of the map that it works on."""
+    """Each launch lies within the guard of its tensors' device, where that is not the current one."""
     guards, inside = [], []
 
     @contextlib.contextmanager
-    def guard(x):
-        guards.append(x.device)
+    def guard(index):
+        guards.append(index)
         yield
         guards.pop()
 
-    monkeypatch.setattr(launchers, '_device', guard)
     with machine() as gpu:
         execute = gpu.execute
-        monkeypatch.setattr(gpu, 'execute', lambda *args: (inside.append(len(guards)), execute(*args)))
+        monkeypatch.setattr(gpu, 'execute', lambda *args: (inside.append(list(guards)), execute(*args)))
+        monkeypatch.setattr(launch, 'device_of', lambda tensor: gpu.capability if guards else 1)
+        monkeypatch.setattr(torch.cuda, 'device', guard)
         case = Case((2, 3, 5, 6))
         run(case, case.inputs())
-    assert inside == [1] * 6 and not guards
+    assert inside == [[1]] * 6 and not guards
+
+
+def test_launches_that_repeat_are_direct(monkeypatch):
+    """Past the JIT, with the same bits; not where an address is another one than what was compiled takes."""
+    case = Case((2, 3, 8, 8), statistics='given', wanted=('x', 'weight'))
+    inputs = case.inputs()
+    through_jit = []
+    original = triton.JITFunction.run
+    monkeypatch.setattr(
+        triton.JITFunction,
+        'run',
+        lambda self, *args, **options: (through_jit.append(self), original(self, *args, **options))[1],
+    )
+    for function in vars(launchers).values():
+        if hasattr(function, 'cache_clear'):
+            function.cache_clear()
+    with machine() as gpu:
+        first = run(case, inputs)
+        assert len(through_jit) == len(gpu.launches) == 3
+        second = run(case, inputs)
+        assert len(through_jit) == 3 and len(gpu.launches) == 6
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        storage = torch.zeros(inputs['x'].numel() + 1)
+        moved = storage[1:].view(case.shape).copy_(inputs['x'])
+        run(case, {**inputs, 'x': moved})
+        assert len(through_jit) == 5 and len(gpu.launches) == 9  # but the sums are added as before
+    with machine(80):
+        run(case, inputs)
+    assert len(through_jit) == 8  # another device

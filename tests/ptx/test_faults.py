@@ -275,7 +275,7 @@ def test_arguments_that_do_not_fit():
     [
         'frobnicate.sync.b32 %r4, %r1;', 'add.sat.f32 %r4, %r1, %r1;', 'ld.global.acquire.gpu.b32 %r4, [%d4];',
         'atom.global.add.u32 %r4, [%d4], 1;', 'mov.u32 %r4, %clock;', 'cvt.rz.f16.f32 %h1, %r1;', 'bar.sync 0, 64;',
-        'shfl.up.b32 %r4, %r1, 16, 31;', 'setp.lt.bf16 %p1, %h1, %h2;', 'add.s32 %r4, %r1, somewhere;',
+        'shfl.up.b32 %r4, %r1, 16, 31;', 'setp.lt.bf16x2 %p1, %r1, %r2;', 'add.s32 %r4, %r1, somewhere;',
     ],
 )  # fmt: skip
 def test_unknown_instructions_are_named(line):

@@ -167,6 +167,13 @@ def test_packed_and_mixed_precision(kind, narrow):
     execute(f'ld.global.b32 %r4, [%d4];\ncvt.rn.{kind}.f32 %h1, %r4;\nadd.rn.f32.{kind} %r9, %h1, %r4;\n'
             'st.global.b32 [%d4], %r9;', out)  # fmt: skip
     assert torch.equal(out, a.to(narrow).float() + a)
+    a[::3], a[1::9] = 0, float('nan')
+    for comparison, expected in (('le', a.to(narrow) <= 0), ('leu', ~(a.to(narrow) > 0))):
+        out = a.clone()
+        execute(f'ld.global.b32 %r4, [%d4];\ncvt.rn.{kind}.f32 %h1, %r4;\nmov.b16 %h2, 0;\n'
+                f'setp.{comparison}.{kind} %p1, %h1, %h2;\nselp.b32 %r9, 1, 0, %p1;\nst.global.b32 [%d4], %r9;',
+                out)  # fmt: skip
+        assert torch.equal(out.view(torch.int32), expected.int())
 
 
 def test_matrices_go_through_shared_memory_and_back():

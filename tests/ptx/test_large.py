@@ -80,13 +80,13 @@ def test_moments(layout):
 
 
 def last_programs(layout):
-    """Programs of the compared values: the last strips of the last group, in the last tiles of the last channels."""
-    plan = plan_windows(torch.Size(SHAPE), 3, layout == torch.channels_last, 2, by_sample=False)
-    strips = -(-(ROWS + MARGIN) // plan.rows_each) + 1
-    first = (plan.groups - 1) * plan.strips + plan.strips - strips
+    """Programs of the compared values: the last strips of the last items, of the last tile of channels."""
+    plan = plan_windows(torch.Size(SHAPE), 3, layout == torch.channels_last, by_sample=False, sums=False)
+    assert plan == plan_windows(torch.Size(SHAPE), 3, layout == torch.channels_last, by_sample=False, sums=True)
+    strips = -(-(ROWS + MARGIN) // plan.rows_each)
     chosen = [
-        row * plan.tiles + tile
-        for row in range(first, first + strips)
-        for tile in range(plan.tiles - TILES, plan.tiles)
+        (group * plan.strips + strip) * plan.tiles + plan.tiles - 1
+        for group in range(plan.groups - TILES, plan.groups)
+        for strip in range(plan.strips - strips, plan.strips)
     ]
     return lambda kernel, programs: chosen if kernel in ('forward_kernel', 'backward_kernel') else []

@@ -20,12 +20,16 @@ if tuple(int(part) for part in triton.__version__.split('.')[:2]) < (3, 3):
     raise ImportError(f'Triton must be 3.3 or newer (torch 2.7), got {triton.__version__}')
 
 from bnet_mm.ops.schemas import LIBRARY  # noqa: E402
-from bnet_mm.ops.triton.launchers import (  # noqa: E402
-    backward,
-    forward,
-    moments,
-    moments_backward,
-    moments_backward_rounded,
+from bnet_mm.ops.triton import launchers  # noqa: E402
+
+OPERATORS = (
+    launchers.forward,
+    launchers.backward,
+    launchers.moments,
+    launchers.moments_backward,
+    launchers.moments_backward_rounded,
+    launchers.norm,
+    launchers.norm_backward,
 )
 
 
@@ -39,6 +43,6 @@ def load() -> str:
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     if not interpreted and not torch.cuda.is_available():
         raise ImportError('torch finds no CUDA device')
-    for function in (forward, backward, moments, moments_backward, moments_backward_rounded):
+    for function in OPERATORS:
         LIBRARY.impl(function.__name__, function, 'CPU' if interpreted else 'CUDA')
     return f'Triton {triton.__version__}{" in its interpreter" if interpreted else ""}'

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
 PROGRAMS = 4096  # as many as fill an H200 (132 multiprocessors with 8 programs each) four times
+LANES = 128 * 1056  # of forward and backward: as many as fill it twice, with 128 registers each
 TERMS = 2048  # at most, that one lane adds in float32
+SUMS = 20  # pixels, at least, for each sum that a program writes
+COLUMNS = 4  # of a lane; kernels/lanes.py
+
+
+class WindowTile(NamedTuple):
+    """``outer * inner`` lanes of forward and backward, which load ``vector`` columns at a time (kernels/lanes.py)."""
+
+    outer: int
+    inner: int
+    vector: int
+
+    @property
+    def lanes(self) -> int:
+        return self.outer * self.inner
+
+
+class WindowPlan(NamedTuple):
+    """Programs of forward and backward: tiles of channels x strips of rows x groups of items.
+
+    An item is a tile of columns of a sample; a program has ``items_each`` of them one after the other.
+    """
+
+    tile: WindowTile
+    tiles: int
+    column_tiles: int
+    strips: int
+    rows_each: int
+    items_each: int
+    groups: int
+
+    @property
+    def programs(self) -> int:
+        return self.tiles * self.strips * self.groups
 
 
 class Tile(NamedTuple):
@@ -17,6 +52,10 @@ class Tile(NamedTuple):
     inner: int
     rows: int
     columns: int
+
+    @property
+    def lanes(self) -> int:
+        return self.outer * self.inner
 
 
 class Plan(NamedTuple):
@@ -35,35 +74,21 @@ class Plan(NamedTuple):
         return self.tiles * self.strips * self.groups
 
 
-def warps(tile: Tile) -> int:
-    return max(1, min(4, tile.outer * tile.inner // 32))
+def window_tile(channels: int, width: int, channels_last: bool) -> WindowTile:
+    """The tile of forward and backward: 128 lanes, fewer on small maps.
 
-
-def window_tile(channels: int, height: int, width: int, k: int, channels_last: bool, item: int) -> Tile:
-    """The tile of forward and backward for elements of ``item`` bytes: 128 lanes, fewer on small maps.
-
-    NCHW: a warp reads 32 neighbouring columns at most, or several narrow maps; of the sizes 32, 64 and 128 that which
-    leaves the fewest lanes beyond the map. A lane has 8 rows of one column, as neighbouring lanes should read
-    neighbouring words, so of two columns in 16 bits. channels_last: a warp reads 32 neighbouring channels; a lane has
-    4 x 4 pixels, as neighbouring columns are far apart in memory and re-used in registers only. Fewer where taps and
-    their sums fill the registers.
+    NCHW: up to 32 lanes along a row, such that the fewest lie beyond the map. Where rows do not begin at multiples of
+    four columns, lanes exchange what they load, and programs are single warps, in which this takes no barrier.
+    channels_last: a warp reads 32 neighbouring channels.
     """
-    if channels_last:
-        rows, columns = 4, 2 if k == 7 else 4
-    elif item == 2 and k > 1:
-        rows, columns = 8 if k == 3 else 4, 2
-    else:
-        rows, columns = 8, 1
-    rows, columns = min(rows, _power_of_two(height)), min(columns, _power_of_two(width))
-    groups = parts(width, columns)
+    groups = parts(width, COLUMNS)
     if channels_last:
         inner = min(64, _power_of_two(channels))
-        return Tile(min(128 // inner, _power_of_two(groups)), inner, rows, columns)
-    if groups <= 16:
-        inner = max(4, _power_of_two(groups))
-    else:
-        inner = min((128, 64, 32), key=lambda size: parts(groups, size) * size)
-    return Tile(min(128 // inner, _power_of_two(channels)), inner, rows, columns)
+        return WindowTile(min(128 // inner, _power_of_two(groups)), inner, COLUMNS if width % COLUMNS == 0 else 1)
+    vector = math.gcd(width, COLUMNS)
+    lanes = 128 if vector == COLUMNS else 32
+    inner = _power_of_two(groups) if groups <= 4 else min((32, 16, 8), key=lambda size: parts(groups, size) * size)
+    return WindowTile(min(lanes // inner, _power_of_two(channels)), inner, vector)
 
 
 def pixel_tile(channels: int, pixels: int, channels_last: bool) -> Tile:
@@ -75,24 +100,29 @@ def pixel_tile(channels: int, pixels: int, channels_last: bool) -> Tile:
     return Tile(min(512 // inner, _power_of_two(channels)), inner, 8, 1)
 
 
-def plan_windows(shape: torch.Size, k: int, channels_last: bool, item: int, by_sample: bool) -> Plan:
-    """The programs of forward and backward; ``by_sample``: none has more than one sample.
+def plan_windows(shape: torch.Size, k: int, channels_last: bool, by_sample: bool, sums: bool) -> WindowPlan:
+    """The programs of forward and backward. ``by_sample``: none has more than one sample; ``sums``: each writes a row.
 
-    Long programs where there are enough of them, as each begins with the taps and ends with sums over its lanes.
+    Strips are long, as each loads k - 1 rows of its neighbours, at most a sixteenth of its own; programs have more than
+    one item where there are enough of them, and where their rows of sums would be much beside the map.
     """
     samples, channels, height, width = shape
-    tile = window_tile(channels, height, width, k, channels_last, item)
-    channel_tiles = parts(channels, tile.inner if channels_last else tile.outer)
-    column_tiles = parts(width, (tile.outer if channels_last else tile.inner) * tile.columns)
-    bands = parts(height, tile.rows)
-    enough = channel_tiles * column_tiles * samples / PROGRAMS  # programs of one sample each, to those wanted
-    most = TERMS // (tile.rows * tile.columns)
-    bands_each = min(bands, most, max(1, int(bands * enough)))
-    samples_each = 1
-    if bands_each == bands and not by_sample:
-        samples_each = min(samples, max(1, int(enough)), max(1, most // bands))
-    strips, groups = parts(bands, bands_each), parts(samples, samples_each)
-    return Plan(tile, channel_tiles * column_tiles, column_tiles, strips, bands_each * tile.rows, groups, samples_each)
+    tile = window_tile(channels, width, channels_last)
+    tiles = parts(channels, tile.inner if channels_last else tile.outer)
+    column_tiles = parts(width, (tile.outer if channels_last else tile.inner) * COLUMNS)
+    items = samples * column_tiles
+    wanted = parts(LANES, tile.outer * tile.inner * tiles)  # programs of each tile of channels
+    strips = max(1, min(height // max(8, 16 * (k - 1)), parts(wanted, items)), parts(height, TERMS // COLUMNS))
+    rows_each = parts(height, strips)
+    items_each = max(1, items * strips // wanted)
+    if sums:
+        pixels = rows_each * min(width, parts(width, column_tiles))
+        items_each = max(items_each, parts(SUMS * (k * k + 3), pixels))
+    items_each = min(items_each, max(1, TERMS // (rows_each * COLUMNS)), items)
+    if by_sample:
+        items_each = column_tiles
+    strips, groups = parts(height, rows_each), parts(items, items_each)
+    return WindowPlan(tile, tiles, column_tiles, strips, rows_each, items_each, groups)
 
 
 def plan_pixels(shape: torch.Size, channels_last: bool, by_sample: bool) -> Plan:

@@ -131,12 +131,15 @@ def compiled(kernel, capability, item, **constants):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    numbers = ('mean', 'rstd', 'weight', 'bias', 'partial', 'grad_mean', 'grad_var')
-    signature = {name: 'i32' for name in kernel.arg_names} | {'count': 'fp32'}
-    signature |= {name: '*fp32' for name in numbers} | {name: 'constexpr' for name in constants}
-    signature |= {name: f'*{item}' for name in ('x', 'y', 'residual', 'grad', 'grad_x')}
+    numbers = 'mean rstd weight bias partial grad_mean grad_rstd grad_var saved_mean saved_rstd'.split()
+    maps = 'x y residual grad grad_x grad_residual'.split()
+    signature = {name: 'i32' for name in kernel.arg_names} | dict.fromkeys(('count', 'eps'), 'fp32')
+    signature |= {name: '*fp32' for name in kernel.arg_names if name in numbers}
+    signature |= {name: f'*{item}' for name in kernel.arg_names if name in maps}
+    signature |= {name: 'constexpr' for name in constants}
     signature = {name: signature[name] for name in kernel.arg_names}
-    options = {'num_warps': plans.warps(plans.Tile(constants['OUTER'], constants['INNER'], 1, 1))}
+    lanes = constants['OUTER'] * constants['INNER']
+    options = {'num_warps': max(1, min(4, lanes // 32))}
     return compile(ASTSource(kernel, signature, constants), GPUTarget('cuda', capability, 32), options)
 
 
@@ -144,13 +147,13 @@ def compiled(kernel, capability, item, **constants):
 @pytest.mark.parametrize('capability', (80, 90))
 @pytest.mark.parametrize('item, channels_last', [('fp32', False), ('bf16', False), ('fp16', True)])
 def test_compiles_without_atomics(item, channels_last, capability):
-    shape, size = (16, 256, 56, 56), 4 if item == 'fp32' else 2
-    tile = plans.plan_windows(shape, 3, channels_last, size, False).tile
-    constants = dict(OUTER=tile.outer, INNER=tile.inner, CHANNELS_LAST=channels_last)
-    taps = dict(constants, ROWS=tile.rows, COLUMNS=tile.columns, K=3)
+    window, pixels = plans.window_tile(256, 56, channels_last), plans.pixel_tile(256, 56 * 56, channels_last)
+    taps = dict(zip(('OUTER', 'INNER', 'VECTOR'), window), CHANNELS_LAST=channels_last, K=3)
+    constants = dict(OUTER=pixels.outer, INNER=pixels.inner, CHANNELS_LAST=channels_last)
+    flags = [name.upper() for name in launchers.BackwardFlags._fields]
     built = [
-        compiled(kernels.forward_kernel, capability, item, RESIDUAL=True, RELU=True, **taps),
-        compiled(kernels.backward_kernel, capability, item, WEIGHT=True, STATISTICS=True, **taps),
+        compiled(kernels.forward_kernel, capability, item, RESIDUAL=True, RELU=True, VARIANCE=True, **taps),
+        compiled(kernels.backward_kernel, capability, item, **dict.fromkeys(flags, True), **taps),
         compiled(kernels.moments_kernel, capability, item, DEPTH=8, **constants),
         compiled(kernels.moments_backward_kernel, capability, item, DEPTH=4, BY_SAMPLE=False, **constants),
     ]

@@ -26,8 +26,17 @@ def test_many_programs(monkeypatch):
     """Programs of several samples and strips: what large tensors have, at a small size."""
     for programs, layout in itertools.product((1, 2, 10**6), LAYOUTS):
         monkeypatch.setattr(plans, 'PROGRAMS', programs)
+        monkeypatch.setattr(plans, 'LANES', 128 * programs)
+        forget_plans()
         check(Case((3, 2, 11, 5), layout=layout))
         check_moments(torch.randn(5, 3, 9, 60).contiguous(memory_format=layout))
+    forget_plans()
+
+
+def forget_plans():
+    for function in vars(launchers).values():
+        if hasattr(function, 'cache_clear'):
+            function.cache_clear()
 
 
 @runs_kernels
