@@ -70,7 +70,8 @@ def in_one_pass(
     """``function(residual, relu)`` in autocast's dtype; with the tail after it unless the residual is a map like x."""
     dtype = convolution_dtype(x)
     if residual is None or (residual.stride() == x.stride() and _like(residual, x) and x.dtype == dtype):
-        return function(residual, relu).to(dtype)
+        y = function(residual, relu)
+        return y if y.dtype == dtype else y.to(dtype)
     return with_tail(function(None, False).to(dtype), residual, relu)
 
 
@@ -287,27 +288,29 @@ class BNET(nn.Module):
             residual: Added to the output as torch adds, with its broadcasting and type promotion; None for nothing.
             relu: Whether act is ReLU, else the identity.
         """
-        needs_several_values = isinstance(self.norm, nn.BatchNorm2d) and uses_batch_statistics(self.norm)
-        check_input(x, self.num_features, needs_several_values)
-        y = self._fused(x, residual, relu)
-        return with_tail(self.bnconv(self.norm(x)), residual, relu) if y is None else y
+        # Modules, parameters and buffers take a microsecond to find as attributes; not so in these dicts.
+        norm, transform = self._modules['norm'], self._modules['bnconv']
+        needs_several_values = isinstance(norm, nn.BatchNorm2d) and uses_batch_statistics(norm)
+        check_input(x, transform.out_channels, needs_several_values)
+        y = self._fused(x, residual, relu, norm, transform)
+        return with_tail(transform(norm(x)), residual, relu) if y is None else y
 
-    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor | None:
-        """``act(bnconv(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
-        if is_symbolic(x) or has_hooks(self.bnconv):
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, norm: Duck, transform: Duck) -> Tensor | None:
+        """``act(transform(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
+        if is_symbolic(x) or has_hooks(transform):
             return None
-        backend = select_backend(x, self.bnconv.k, self.bnconv.dilation[0])
+        backend = select_backend(x, transform.kernel_size[0], transform.dilation[0])
         if backend == 'reference':
             return None
-        weight, bias = self.bnconv.weight, self.bnconv.bias
-        whole = statistics_of_whole_norm(self.norm, x, weight, bias)
+        weight, bias = transform._parameters['weight'], transform._parameters['bias']
+        whole = statistics_of_whole_norm(norm, x, weight, bias)
         if whole is not None:
             return in_one_pass(functools.partial(fused_norm, backend, x, weight, bias, *whole), x, residual, relu)
-        found = statistics(self.norm, x)
+        found = statistics(norm, x)
         if found is None:
             return None
         maps, mean, var = found
-        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
+        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + norm.eps).rsqrt()
         return in_one_pass(functools.partial(fused_bnet, maps, mean, rstd, weight, bias), x, residual, relu)
 
     def extra_repr(self) -> str:

@@ -17,7 +17,8 @@ Norm = TypeVar('Norm', bound=nn.Module)
 
 def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     """Whether the next call of a batch norm takes the statistics of its input: in training, or where none were kept."""
-    return norm.training or (norm.running_mean is None and norm.running_var is None)
+    buffers = norm._buffers  # attributes take a microsecond each
+    return norm.training or (buffers.get('running_mean') is None and buffers.get('running_var') is None)
 
 
 def running_statistics(norm: Duck) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,8 @@ def whole_norm(
         running_mean, running_var, batch_statistics, momentum, eps; None for what the operation does not take: other
         dtypes than float32 (float64 for float64), half of the running statistics, and their plain average.
     """
-    running = running_mean, running_var = norm._buffers.get('running_mean'), norm._buffers.get('running_var')
+    buffers = norm._buffers
+    running = running_mean, running_var = buffers.get('running_mean'), buffers.get('running_var')
     tracks = norm.training and norm.track_running_stats
     batch_statistics = uses_batch_statistics(norm)
     if batch_statistics and not tracks:
@@ -81,8 +83,9 @@ def whole_norm(
             return None
     if (running_mean is None) != (running_var is None) or (tracks and norm.momentum is None):
         return None
-    if tracks and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    counter = buffers.get('num_batches_tracked')
+    if tracks and counter is not None:
+        counter.add_(1)
     return *running, batch_statistics, norm.momentum or 0.0, norm.eps
 
 
