@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import statistics
 from pathlib import Path
 
 import mmcv
+import torch
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 import bnet_mm
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
-from bnet_mm.cli import UserError
+from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.surgery.config import dicts_in
 from bnet_mm.visualization.curves import draw_curves, write_csv
 from bnet_mm.visualization.page import Section, Table, compared, norm_of, revision, write_page
 from bnet_mm.visualization.runs import Run
@@ -21,6 +24,7 @@ from bnet_mm.visualization.strips import strip
 from bnet_mm.visualization.taps import draw_taps, stage_shares, tap_layers
 
 SIDE_BY_SIDE, HEATMAPS = 8, 3  # pictures
+MOST_WITH_NUMBERS = 20  # classes of a confusion matrix that shows its numbers
 Groups = dict[str, list[Run]]
 
 
@@ -119,10 +123,11 @@ def error_sections(first: dict[str, Run], out: Path) -> tuple[list[Section], lis
     """Errors, precision-recall curves and detections side by side; and the images where the models differ most."""
     scope = next(iter(first.values())).scope
     if scope != 'mmdet':
-        return [], []
+        return [confusion_section(first, out)] if scope == 'mmpretrain' else [], []
     section = Section('Errors')
     predictions = {name: run.predictions for name, run in first.items() if run.predictions}
-    annotations = Path(str((next(iter(first.values())).cfg.get('test_evaluator') or {}).get('ann_file', '')))
+    evaluators = dicts_in(next(iter(first.values())).cfg.to_dict().get('test_evaluator'))  # one, or several
+    annotations = Path(next((node['ann_file'] for _, node in evaluators if node.get('ann_file')), ''))
     if not predictions or not annotations.is_file():
         lacks = f'the annotations {annotations} are not there' if predictions else 'no run has predictions'
         section.notes.append(f'Nothing to analyse: {lacks} (tools/test.py --out RUN/predictions.pkl writes them).')
@@ -165,6 +170,26 @@ def error_sections(first: dict[str, Run], out: Path) -> tuple[list[Section], lis
     if not there:
         beside.notes = ['The images are not where tools/test.py found them.']
     return [section, beside], [files[image] for image in there[:HEATMAPS]]
+
+
+def confusion_section(first: dict[str, Run], out: Path) -> Section:
+    """mmpretrain's confusion matrices of classifiers."""
+    from matplotlib import pyplot
+    from mmpretrain.evaluation import ConfusionMatrix
+
+    section = Section('Confusion')
+    for rank, (name, run) in enumerate(first.items(), 1):
+        if run.predictions is None:
+            section.notes.append(f'{name} has no predictions (tools/test.py --out RUN/predictions.pkl writes them).')
+            continue
+        with clear_errors(f'predictions {run.predictions} cannot be read'):
+            samples = pickle.loads(run.predictions.read_bytes())
+            scores = torch.stack([sample['pred_score'] for sample in samples])
+            matrix = ConfusionMatrix.calculate(scores, torch.cat([sample['gt_label'] for sample in samples]))
+        figure = ConfusionMatrix.plot(matrix, include_values=len(matrix) <= MOST_WITH_NUMBERS, show=False)
+        section.add(figure, out, f'confusion_{rank}.png', f'{name}: true classes in rows, predicted ones in columns')
+        pyplot.close(figure)
+    return section
 
 
 def test_images(run: Run) -> list[str]:

@@ -1,6 +1,7 @@
 """tools/report.py: pages of runs that were written by hand, and in a browser where there is one."""
 
 import json
+import pickle
 import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -62,8 +63,6 @@ def detectors(tmp_path):
 
 
 def in_pkl(place, detections):
-    import pickle
-
     samples = []
     for image, found in ((1, results(RIGHT)), (2, with_error('E_miss') if not detections else results(detections))):
         boxes = torch.tensor([one['bbox'] for one in found], dtype=torch.float)
@@ -103,6 +102,23 @@ def test_page_of_a_trained_model(shapes, with_taps, tmp_path, monkeypatch):
     assert {'maps_1.png', 'maps_2.png', 'maps_3.png', 'taps_1.png', 'curves.png'} <= page.files
     assert 'BNET-5 at C' in page.cells and 'no run has predictions' in page.text
     assert 'Nothing was tested or validated yet.' in page.text
+
+
+def test_page_of_a_classifier(tmp_path):
+    """Its confusion matrix: one of three images of class 0 is taken for class 2."""
+    pytest.importorskip('mmpretrain')
+    write_run(tmp_path / 'run', [step(10, 3.0, 1)], tested={'accuracy/top1': 75.0})
+    for config in (tmp_path / 'run').rglob('*.py'):
+        config.write_text(config.read_text().replace('mmdet', 'mmpretrain'))
+    pairs = [(0, 0), (0, 0), (0, 2), (1, 1)]
+    samples = [dict(gt_label=torch.tensor([true]), pred_score=torch.eye(3)[guess]) for true, guess in pairs]
+    (tmp_path / 'run' / 'p.pkl').write_bytes(pickle.dumps(samples))
+    assert call_tool('report', tmp_path / 'run', '--out', tmp_path / 'o') is None
+    page = Page(tmp_path / 'o' / 'index.html')
+    assert 'confusion_1.png' in page.files and {'accuracy/top1', '75'} <= set(page.cells)
+    (tmp_path / 'run' / 'p.pkl').write_bytes(pickle.dumps([dict(other=1)]))
+    with pytest.raises(UserError, match='p.pkl cannot be read'):
+        call_tool('report', tmp_path / 'run', '--out', tmp_path / 'o')
 
 
 def test_a_run_in_progress(tmp_path):
