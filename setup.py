@@ -77,7 +77,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
-    package_data={'bnet_mm': ['py.typed', 'ops/README.md']},
+    package_data={'bnet_mm': ['py.typed', 'ops/README.md', 'visualization/page.html']},
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
     ext_modules=extension.get('ext_modules', []),

@@ -28,7 +28,7 @@ from bnet_mm.visualization.detections import (
     read_annotations,
     read_detections,
 )
-from bnet_mm.visualization.errors import draw_errors, tide_errors
+from bnet_mm.visualization.errors import draw_errors, error_rows, tide_errors
 from bnet_mm.visualization.side_by_side import SCORE, by_difference, draw_side_by_side
 
 
@@ -45,13 +45,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def print_table(errors: dict[str, dict[str, float]]) -> None:
-    first = next(iter(errors.values()))
-    table = Table('model', *first, title='AP at IoU 0.5 and what errors cost of it, %')
-    for name, row in errors.items():
-        cells = [
-            f'{value:.1f}' if row is first else f'{value:.1f} ({value - first[k]:+.1f})' for k, value in row.items()
-        ]
-        table.add_row(name, *cells)
+    table = Table('model', *next(iter(errors.values())), title='AP at IoU 0.5 and what errors cost of it, %')
+    for row in error_rows(errors):
+        table.add_row(*row)
     Console(width=140).print(table)
 
 

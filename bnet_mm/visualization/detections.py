@@ -113,6 +113,7 @@ def matches(evaluation: COCOeval, score: float) -> dict[int, Matches]:
 def draw_precision_recall(evaluations: Mapping[str, COCOeval]) -> Figure:
     """Precision over recall at IoU 0.5: means over the classes by size of the object, and each class at all sizes."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     first = next(iter(evaluations.values()))
     names = [first.cocoGt.cats[category]['name'] for category in first.params.catIds][:MOST_CLASSES]
@@ -123,16 +124,18 @@ def draw_precision_recall(evaluations: Mapping[str, COCOeval]) -> Figure:
     for axis in (axes := figure.subplots(rows, 4, squeeze=False).ravel())[len(panels) :]:
         axis.set_visible(False)
     for axis, (title, classes, size) in zip(axes, panels):
-        for name, evaluation in evaluations.items():
+        for i, evaluation in enumerate(evaluations.values()):
             precision = evaluation.eval['precision'][0, :, classes, size, -1]
             precision = precision[:, (precision > -1).all(0)]  # classes without such an object have -1
             if precision.size:
-                axis.plot(evaluation.params.recThrs, precision.mean(1), label=f'{name}: {precision.mean():.3f}')
+                axis.plot(evaluation.params.recThrs, precision.mean(1), color=f'C{i}', label=f'{precision.mean():.3f}')
         axis.set(title=title, xlim=(0, 1), ylim=(0, 1.02), xlabel='recall', ylabel='precision')
         axis.title.set_size(9)
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=6, title='AP at IoU 0.5', title_fontsize=6)
+            axis.legend(fontsize=6, title='AP', title_fontsize=6)
         else:
             axis.text(0.5, 0.5, 'no objects', ha='center')
+    names_of_colours = [Line2D([], [], color=f'C{i}', label=name) for i, name in enumerate(evaluations)]
+    figure.legend(handles=names_of_colours, loc='outside upper center', ncols=2, frameon=False)
     return figure

@@ -61,6 +61,16 @@ def tide_errors(truth: COCO, predictions: Mapping[str, list[dict]], masks: bool 
     return found
 
 
+def error_rows(errors: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A line of text for each model: its name and its errors, with the differences to the first model."""
+    base = next(iter(errors.values()))
+    lines = []
+    for model, row in errors.items():
+        cells = [f'{v:.1f}' if row is base else f'{v:.1f} ({v - base[name]:+.1f})' for name, v in row.items()]
+        lines.append([model, *cells])
+    return lines
+
+
 def draw_errors(errors: Mapping[str, Mapping[str, float]]) -> Figure:
     """Each model's shares of the six kinds of error as a pie, and all errors of the models beside each other as bars.
 

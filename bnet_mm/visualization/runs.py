@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ class Run:
     @property
     def seed(self) -> int | None:
         return (self.cfg.get('randomness') or {}).get('seed')
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last one that was written."""
+        for note in sorted(self.folder.rglob('last_checkpoint'), key=lambda path: path.stat().st_mtime, reverse=True):
+            named = Path(note.read_text().strip())
+            if found := next((path for path in (named, note.with_name(named.name)) if path.is_file()), None):
+                return found  # beside the note where the folder was moved
+        return None
+
+    @property
+    def predictions(self) -> Path | None:
+        """The latest file of tools/test.py --out, if it lies in the folder."""
+        return max(self.folder.rglob('*.pkl'), key=lambda path: path.stat().st_mtime, default=None)
+
+    def environment(self) -> dict[str, str]:
+        """What mmengine wrote at the top of the log: versions, device and seed; empty where there is no log."""
+        logs = sorted(self.folder.rglob('[0-9]*_[0-9]*/*.log'), key=lambda path: path.stem)
+        head = logs[-1].read_text(errors='replace')[:20000] if logs else ''
+        found = re.findall(r'^ {4}(Python|PyTorch|GPU 0[^:]*|MMEngine|seed): ([^\n(]*)', head, re.MULTILINE)
+        return {name.split(',')[0]: value.strip() for name, value in found}
 
     def recipe(self) -> dict:
         """The config without what differs between seeds."""

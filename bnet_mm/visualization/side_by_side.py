@@ -75,7 +75,7 @@ def draw_side_by_side(
                 label += f' {one["score"]:.2f}' if 'score' in one else ''
                 _box(axis, one['bbox'], COLOURS[kind], label, dashed=kind == 'missed')
         counts = f'{len(here.right)} matched, {len(here.false)} false, {len(here.missed)} missed'
-        axis.set_title(f'{name}: {counts}', fontsize=8)
+        axis.set_title(f'{name}\n{counts}', fontsize=8)
     legend = 'green: matched, red: false, orange and dashed: missed'
     figure.supxlabel(f'detections with a score of at least {SCORE} at IoU 0.5; {legend}', fontsize=7)
     return figure

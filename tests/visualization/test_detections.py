@@ -161,7 +161,7 @@ def test_order_of_pictures(truth):
     assert by_difference(found) == [(3, 2), (2, 1), (1, 0)]
     figure = draw_side_by_side(evaluations, found, 3, np.zeros((150, 150, 3), np.uint8))
     assert [axis.get_title() for axis in figure.axes] == [
-        'ground truth, 3 objects', 'one: 3 matched, 0 false, 0 missed', 'other: 3 matched, 2 false, 0 missed'
+        'ground truth, 3 objects', 'one\n3 matched, 0 false, 0 missed', 'other\n3 matched, 2 false, 0 missed'
     ]  # fmt: skip
 
 
