@@ -64,20 +64,9 @@ def run_section(groups: Groups, costs: dict[str, tuple[float, float]]) -> Sectio
             ', '.join(map(str, steps)), found.get('GPU 0', 'CPU' if found else ''), found.get('PyTorch', ''),
             found.get('MMEngine', ''), ', '.join(str(run.folder) for run in runs),
         ])  # fmt: skip
-    header = [
-        'config',
-        'norm',
-        'parameters, M',
-        'GFLOPs',
-        'seeds',
-        'iterations',
-        'device',
-        'torch',
-        'mmengine',
-        'folder',
-    ]
+    columns = 'config, norm, parameters (M), GFLOPs, seeds, iterations, device, torch, mmengine, folder'
     note = 'Parameters are those that train; GFLOPs are multiply-adds of the whole model on the first image below.'
-    return Section('What was run', [note], [Table('Runs', header, rows)])
+    return Section('What was run', [note], [Table('Runs', columns.split(', '), rows)])
 
 
 def metric_section(groups: Groups) -> Section:

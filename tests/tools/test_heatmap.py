@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from mmengine.utils import is_installed
 
+from bnet_mm.cli import UserError, common_arguments, load_config
+from bnet_mm.visualization.inference import infer
+from bnet_mm.visualization.shown import Shown
 from helpers.tools import DEMO, SMALL, call_tool, load_tool
 
 BN_DEMO = 'configs/faster_rcnn_r18_bn_demo.py'
@@ -74,8 +77,15 @@ def test_frames_of_a_recogniser(with_taps, rows, tmp_path):
     assert done is None and len(rows[0]) == 8 and rows[0][2].cells[0][0].startswith('frame')
 
 
-def other_image(folder):
-    return folder / 'none.jpg'
+def test_share_of_a_padded_input(image, with_taps, tmp_path):
+    """90 x 61 pixels become 192 x 130, and 192 x 160 with the padding; boxes and picture are those of the file."""
+    cv2.imwrite(str(tmp_path / 'i.png'), np.random.default_rng(0).integers(0, 255, (61, 90, 3)).astype(np.uint8))
+    cfg = load_config(common_arguments('').parse_args([DEMO, '--cfg-options', *SMALL]))
+    seen = infer(Shown('x', cfg, str(with_taps(DEMO, *SMALL)), []).model, cfg, str(tmp_path / 'i.png'))
+    assert seen.share == (130 / 160, 1) and seen.pictures.shape == (1, 61, 90, 3)
+    boxes = seen.sample.pred_instances.bboxes
+    assert len(boxes) and boxes.max(0).values[2] <= 90 and boxes.max(0).values[3] <= 61
+    assert (seen.pictures[0][..., ::-1] == cv2.imread(str(tmp_path / 'i.png'))).all()
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -85,8 +95,6 @@ def other_image(folder):
     ((DEMO, 'checkpoint', 'text'), 'cannot be shown'),
 ])  # fmt: skip
 def test_what_is_refused(image, with_taps, tmp_path, arguments, message):
-    from bnet_mm.cli import UserError
-
     (tmp_path / 'text').write_text('no image')
     places = dict(image=image, checkpoint=with_taps(DEMO, *SMALL), text=tmp_path / 'text')
     with pytest.raises(UserError, match=message):
