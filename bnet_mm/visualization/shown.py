@@ -55,7 +55,7 @@ class Shown:
         """
         with clear_errors(f'{path} cannot be shown'), recorded_maps(self.model, self.layers) as maps:
             seen = infer(self.model, self.cfg, path)
-            first = ('predictions', drawn(self.cfg, seen, self.meta))
+            predicted = ('predictions', drawn(self.cfg, seen, self.meta))
         others = [name for name in self.layers if name not in self.enhanced]
         every = max(1, len(seen.pictures) // FRAMES)
         rows = []
@@ -64,7 +64,7 @@ class Shown:
             for kind, names in (('enhancement', self.enhanced), ('attention', others)):
                 cells = [(name, heat_picture(maps[name][frame], picture, seen.share)) for name in names]
                 if cells:
-                    input_cell = first if frame == 0 else (f'frame {frame}', picture)
+                    input_cell = (f'frame {frame}', picture) if len(seen.pictures) > 1 else predicted
                     rows.append(Row(f'{self.name}, {kind}', [input_cell, *cells]))
         return rows
 
