@@ -289,7 +289,8 @@ class BNET(nn.Module):
             relu: Whether act is ReLU, else the identity.
         """
         # Modules, parameters and buffers take a microsecond to find as attributes; not so in these dicts.
-        norm, transform = self._modules['norm'], self._modules['bnconv']
+        norm: Duck = self._modules['norm']
+        transform: Duck = self._modules['bnconv']
         needs_several_values = isinstance(norm, nn.BatchNorm2d) and uses_batch_statistics(norm)
         check_input(x, transform.out_channels, needs_several_values)
         y = self._fused(x, residual, relu, norm, transform)

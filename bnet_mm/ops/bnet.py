@@ -146,7 +146,7 @@ class _Transform(torch.autograd.Function):
     def backward(ctx, grad):
         x, mean, rstd, weight, bias, y = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:-1])
-        needs.pop(0 if ctx.carried else 1)
+        needs.pop(1)  # of a carrier, which is there where x needs one
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y.detach(), 0)  # a NaN lets it pass
         if torch.is_grad_enabled() or transforms_active(grad):
