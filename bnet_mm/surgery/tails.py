@@ -80,13 +80,14 @@ class FusedResNetBlock(FusedTail, ResNetBlock):
 
     def _fused(self, x: Tensor) -> Tensor:
         *inner, last = self._convolutions()
+        identity = self._shortcut(x)  # first, while there is no large map beside its own
         out = x
         for i, conv in enumerate(inner, 1):
             out = conv(out)  # one step at a time: what a nested call was given would live until all of it returns
             out = self._norm(i)(out)
             out = self._plugins(i, self.relu(out))
         out = last(out)
-        return self._last_norm()(out, self._shortcut(x), relu=True)
+        return self._last_norm()(out, identity, relu=True)
 
 
 class FusedConvModuleBlock(FusedTail):
@@ -108,12 +109,13 @@ class FusedConvModuleBlock(FusedTail):
 
     def _fused(self, x: Tensor) -> Tensor:
         convolutions: list[Duck] = self._convolutions()
+        identity = self._shortcut(x)
         out = x
         for conv in convolutions[:-1]:
             out = conv(out)
         last = convolutions[-1]
         out = last.conv(out)
-        return last.norm(out, self._shortcut(x), relu=True)
+        return last.norm(out, identity, relu=True)
 
 
 def fuse_tails(model: nn.Module) -> dict[str, str]:
