@@ -74,8 +74,9 @@ class FusedResNetBlock(FusedTail, ResNetBlock):
         if self._plugin_names(len(self._convolutions())):
             return 'a plugin follows the last norm'
         drop_path = getattr(self, 'drop_path', None)  # mmpretrain
-        if drop_path is not None and not isinstance(drop_path, nn.Identity) and drop_path.training:
-            return f'{type(drop_path).__name__} follows the last norm in training'
+        active = drop_path is not None and not isinstance(drop_path, nn.Identity) and drop_path.training
+        if active or (drop_path is not None and has_hooks(drop_path)):
+            return f'{type(drop_path).__name__} follows the last norm'
         return ''
 
     def _fused(self, x: Tensor) -> Tensor:

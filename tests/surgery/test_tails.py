@@ -300,13 +300,15 @@ def test_plugins_and_drop_path():
 
     model = host('mmpretrain', 18, drop_path_rate=0.5)
     report = bnet_mm.enhance(model, k=3)
-    assert {reason for reason in report.tails.values() if reason} == {'DropPath follows the last norm in training'}
+    assert {reason for reason in report.tails.values() if reason} == {'DropPath follows the last norm'}
     block, x = model.layer4[1], torch.randn(64, 512, 3, 2)
     y = block(x)
     dropped = (y - x.relu()).flatten(1).abs().amax(1) == 0
     assert 10 < dropped.sum() < 54
     _, sums = run(block.eval(), x)
     assert sums.ours == 1
+    block.drop_path.register_forward_hook(lambda module, inputs, y: y + 1)
+    assert run(block, x)[1].ours == 0
 
 
 def test_conv_modules_that_do_more():
