@@ -113,4 +113,7 @@ def check_moments(x, floor=8):
         rounded_var, rounded_mean = torch.var_mean(x.float(), axes, correction=0)
         assert mean.dtype == var.dtype == torch.float32 and mean.is_contiguous() and var.is_contiguous()
         assert mean.shape == var.shape == exact_mean.shape
-        assert_as_good((mean, var), (rounded_mean, rounded_var), (exact_mean, exact_var), floor)
+        # A mean near 0 is as good as one a deviation away from it: what matters are differences from it.
+        away = exact_mean.sign() * exact_var.sqrt()
+        means = (one + away for one in (mean, rounded_mean, exact_mean))
+        assert_as_good(*zip(means, (var, rounded_var, exact_var)), floor)

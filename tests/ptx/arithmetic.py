@@ -135,11 +135,11 @@ def _not(i: Instruction, read: Read) -> str:
 
 @expression('neg', 'abs')
 def _sign(i: Instruction, read: Read) -> str:
-    if i.kind in ('f16', 'bf16', 'f32', 'f64'):
+    if i.kind in ('f16', 'bf16', 'f16x2', 'bf16x2', 'f32', 'f64'):
         _only(i)
-        top = 1 << (8 * SIZES[i.kind] - 1)  # of the bits, as a NaN keeps its own
-        word = unsigned(i.kind)
-        mask = f'np.{"uint" + str(8 * SIZES[i.kind])}({top if i.opcode == "neg" else top - 1})'
+        bits, word = 8 * SIZES[i.kind], unsigned(i.kind)
+        top = 0x80008000 if i.kind.endswith('x2') else 1 << (bits - 1)  # of the bits, as a NaN keeps its own
+        mask = f'np.uint{bits}({top if i.opcode == "neg" else ~top & (1 << bits) - 1})'
         return f'({read(1, word)} {"^" if i.opcode == "neg" else "&"} {mask})'
     if is_float(i.kind):
         raise UnknownInstruction(i.name)

@@ -155,13 +155,16 @@ def test_packed_and_mixed_precision(kind, narrow):
     for body, expected in (
         (f'cvt.rn.{kind}x2.f32 %r9, %r5, %r4;', None),
         (f'cvt.rn.{kind}x2.f32 %r6, %r5, %r4;\nadd.{kind}x2 %r9, %r6, %r6;', 'double'),
+        (f'cvt.rn.{kind}x2.f32 %r6, %r5, %r4;\nabs.{kind}x2 %r6, %r6;\nneg.{kind}x2 %r9, %r6;', 'sign'),
         (f'cvt.rn.{kind}x2.f32 %r6, %r5, %r4;\nfma.rn.{kind}x2 %r9, %r6, %r6, %r6;', 'fma'),
     ):
         out = torch.stack([a, b]).reshape(-1).clone()
         execute(f'ld.global.b32 %r4, [%d4];\nld.global.b32 %r5, [%d4+128];\n{body}\nst.global.b32 [%d4], %r9;', out)
         found = out[:32].view(narrow).view(32, 2)
         x = torch.stack([a, b], 1).to(narrow)
-        wanted = {None: x, 'double': x + x, 'fma': (x.double() * x.double() + x.double()).to(narrow)}[expected]
+        wanted = {None: x, 'double': x + x, 'sign': -x.abs(), 'fma': (x.double() * x.double() + x.double()).to(narrow)}[
+            expected
+        ]
         assert torch.equal(found, wanted)
     out = a.clone()
     execute(f'ld.global.b32 %r4, [%d4];\ncvt.rn.{kind}.f32 %h1, %r4;\nadd.rn.f32.{kind} %r9, %h1, %r4;\n'

@@ -17,6 +17,13 @@ def device_of(tensor: Tensor) -> int:
     return tensor.get_device()
 
 
+def _aligned(tensors: tuple[Tensor, ...]) -> bool:
+    addresses = 0
+    for tensor in tensors:
+        addresses |= tensor.data_ptr()
+    return addresses % ALIGNMENT == 0
+
+
 class Launch:
     """A kernel with all its arguments but tensors, and numbers that change nothing in what is compiled.
 
@@ -45,13 +52,13 @@ class Launch:
             with torch.cuda.device(index):
                 return self(*tensors, numbers=numbers)
         compiled = self._compiled.get(device)
-        aligned = not any(tensor.data_ptr() % ALIGNMENT for tensor in tensors)
-        if compiled is not None and aligned:
-            compiled[self.grid](*tensors, *numbers, *self.constants)
-            return None
-        compiled = self.kernel[self.grid](*tensors, *numbers, *self.constants, **self._options())
-        if aligned:
+        if not _aligned(tensors):
+            self.kernel[self.grid](*tensors, *numbers, *self.constants, **self._options())
+        elif compiled is None:
+            compiled = self.kernel[self.grid](*tensors, *numbers, *self.constants, **self._options())
             self._compiled[device] = compiled
+        else:
+            compiled[self.grid](*tensors, *numbers, *self.constants)
         return None
 
     def _options(self) -> dict[str, Any]:

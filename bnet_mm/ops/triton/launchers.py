@@ -12,7 +12,7 @@ from bnet_mm.ops.limits import KERNEL_SIZES, TRITON_DTYPES
 from bnet_mm.ops.schemas import like_map
 from bnet_mm.ops.triton import kernels
 from bnet_mm.ops.triton.launch import Launch
-from bnet_mm.ops.triton.plans import WindowPlan, parts, pixel_tile, plan_pixels, plan_windows
+from bnet_mm.ops.triton.plans import PixelPlan, WindowPlan, parts, plan_pixels, plan_windows
 
 BLOCK, LANES = (64, 8), 128  # columns and rows that a program of the joining kernels adds at a time; its lanes
 
@@ -91,8 +91,8 @@ def norm(
     weight, bias = weight.contiguous(), bias.contiguous()
     launch = _forward(_layout(x, weight), False, residual is not x, relu, not batch_statistics)
     if batch_statistics:
-        partial, groups = _partial_moments(x, channels_last, True)
-        join = _batch_statistics(x.shape[1], groups, bool(running))
+        partial = _partial_moments(x, channels_last, True)
+        join = _batch_statistics(x.shape[1], partial.shape[0], bool(running))
         join(partial, mean, rstd, *(running.values() or (mean, rstd)), numbers=(momentum, eps))
         running = dict(mean=mean, rstd=rstd)
     launch(x, *running.values(), weight, bias, residual, y, mean, rstd, numbers=(eps,))
@@ -133,11 +133,10 @@ def norm_backward(
 def moments(x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor]:
     _check(x, {}, None, None, {})
     channels_last = _is_channels_last(x)
-    partial, groups = _partial_moments(_in_format(x, channels_last), channels_last, over_batch)
-    samples, channels = (1 if over_batch else x.shape[0]), x.shape[1]
-    mean = partial.new_empty((channels,) if over_batch else (samples, channels))
+    partial = _partial_moments(_in_format(x, channels_last), channels_last, over_batch)
+    mean = partial.new_empty(x.shape[1:2] if over_batch else x.shape[:2])
     var = torch.empty_like(mean)
-    _join_moments(samples, channels, groups)(partial, mean, var)
+    _join_moments(1 if over_batch else x.shape[0], x.shape[1], partial.shape[0])(partial, mean, var)
     return mean, var
 
 
@@ -159,9 +158,9 @@ def moments_backward_rounded(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: T
 
 
 def _rows_of_sums(layout: Layout, by_sample: bool, weight: Tensor) -> Tensor:
-    """Room for what the programs of backward_kernel find: (rows, C, k * k + 3)."""
+    """Room for what the programs of backward_kernel find: (rows, (k * k + 3) / 4, C, 4)."""
     plan = _plan_backward(layout, by_sample, True)
-    return weight.new_empty(plan.groups * plan.strips, weight.shape[0], weight.shape[-1] ** 2 + 3)
+    return weight.new_empty(plan.groups * plan.strips, (weight.shape[-1] ** 2 + 3) // 4, weight.shape[0], 4)
 
 
 def _add_partials(
@@ -173,12 +172,12 @@ def _add_partials(
     return found
 
 
-def _partial_moments(x: Tensor, channels_last: bool, over_batch: bool) -> tuple[Tensor, int]:
-    """Rows of moments (samples or 1, groups, 3, C), and the number of groups."""
-    launch, rows, groups = _moments(x.shape, channels_last, x.dtype, over_batch)
-    partial = x.new_empty(rows, groups, 3, x.shape[1], dtype=torch.float32)
+def _partial_moments(x: Tensor, channels_last: bool, over_batch: bool) -> Tensor:
+    """Rows of moments (rows, 3, C); those of a sample one after the other."""
+    launch, rows = _moments(x.shape, channels_last, x.dtype, over_batch)
+    partial = x.new_empty(rows, 3, x.shape[1], dtype=torch.float32)
     launch(x, partial)
-    return partial, groups
+    return partial
 
 
 def _add_moments(grad: Tensor, grad_x: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> None:
@@ -228,28 +227,35 @@ def _backward(layout: Layout, by_sample: bool, flags: BackwardFlags, grad_x_dtyp
 
 @planned
 def _joined_sums(rows: torch.Size, numbers: torch.Size, needs_weight: bool, needs_statistics: bool) -> Launch:
-    groups, channels, sums = rows
+    groups, fourths, channels, _ = rows
+    sums = 4 * fourths
     samples, step = (numbers[0], channels) if len(numbers) == 2 else (1, 0)
     constants = (samples, channels, groups // samples, step, sums - 3, needs_weight, needs_statistics, *BLOCK)
     return Launch(kernels.add_partials_kernel, parts(channels * sums, BLOCK[0]), constants, LANES)
 
 
+def _pixels(shape: torch.Size, channels_last: bool, plan: PixelPlan) -> tuple[int, ...]:
+    """The constants that moments_kernel and moments_backward_kernel have in common."""
+    samples, channels, height, width = shape
+    if channels_last:
+        vectors = (channels // plan.tile.vector, height * width)
+    else:
+        vectors = (channels, height * width // plan.tile.vector)
+    return (samples, *vectors, *plan[1:-1], *plan.tile, channels_last)
+
+
 @planned
-def _moments(shape: torch.Size, channels_last: bool, dtype: torch.dtype, over_batch: bool) -> tuple[Launch, int, int]:
-    """And the number of rows of moments: samples, and groups of each."""
-    _, channels, height, width = shape
+def _moments(shape: torch.Size, channels_last: bool, dtype: torch.dtype, over_batch: bool) -> tuple[Launch, int]:
+    """And the number of rows of moments that it writes."""
     plan = plan_pixels(shape, channels_last, by_sample=not over_batch)
-    tile = plan.tile
-    lines = parts(height * width, tile.outer if channels_last else tile.inner)
-    sizes = (channels, height * width, lines, plan.tiles, plan.strips, plan.rows_each, lines * plan.samples_each)
-    constants = (*sizes, tile.outer, tile.inner, tile.rows, channels_last)
-    return Launch(kernels.moments_kernel, plan.programs, constants, tile.lanes), plan.groups, plan.strips
+    launch = Launch(kernels.moments_kernel, plan.programs, _pixels(shape, channels_last, plan), plan.tile.lanes)
+    return launch, plan.groups * plan.strips
 
 
 @planned
-def _join_moments(samples: int, channels: int, groups: int) -> Launch:
+def _join_moments(samples: int, channels: int, rows: int) -> Launch:
     programs = samples * parts(channels, BLOCK[0])
-    return Launch(kernels.join_moments_kernel, programs, (channels, groups, *BLOCK), LANES)
+    return Launch(kernels.join_moments_kernel, programs, (channels, rows // samples, *BLOCK), LANES)
 
 
 @planned
@@ -262,15 +268,11 @@ def _batch_statistics(channels: int, groups: int, has_running: bool) -> Launch:
 def _moments_backward(
     shape: torch.Size, channels_last: bool, dtype: torch.dtype, grad_dtype: torch.dtype, by_sample: bool
 ) -> Launch:
-    samples, channels, height, width = shape
-    tile = pixel_tile(channels, height * width, channels_last)
-    tiles = parts(channels, tile.inner if channels_last else tile.outer)
-    lines = parts(height * width, tile.outer if channels_last else tile.inner)
-    count = height * width * (1 if by_sample else samples)
-    depth = 4  # lines of a program: enough loads under way
-    sizes = (float(count), channels, height * width, lines, samples * lines, tiles)
-    constants = (*sizes, tile.outer, tile.inner, depth, channels_last, by_sample)
-    return Launch(kernels.moments_backward_kernel, tiles * parts(samples * lines, depth), constants, tile.lanes)
+    plan = plan_pixels(shape, channels_last, by_sample)
+    samples, _, height, width = shape
+    count = float(height * width * (1 if by_sample else samples))
+    constants = (count, *_pixels(shape, channels_last, plan), by_sample)
+    return Launch(kernels.moments_backward_kernel, plan.programs, constants, plan.tile.lanes)
 
 
 _checked: set[tuple] = set()  # arguments that were right
@@ -285,12 +287,10 @@ def _check(
     maps_dtype: torch.dtype | None = None,
 ) -> None:
     """Each refusal names the argument, before any kernel runs."""
-    tensors = dict(x=x, **numbers, **maps, weight=weight, bias=bias)
-    described = (
-        maps_dtype,
-        *((name, t.shape, t.dtype, t.get_device()) for name, t in tensors.items() if t is not None),
-    )
-    if described in _checked:
+    given = (x, weight, bias, *numbers.values(), *maps.values())
+    described = [None if t is None else (t.shape, t.dtype, t.get_device()) for t in given]
+    key = (maps_dtype, *numbers, *maps, *described)
+    if key in _checked:
         return
     if x.dim() != 4 or not x.numel():
         raise ValueError(f'bnet: x must be 4-D (N, C, H, W) and not empty, got shape {tuple(x.shape)}')
@@ -306,6 +306,7 @@ def _check(
     expected = {name: (tuple(first.shape), torch.float32) for name in numbers}
     expected |= {name: (tuple(x.shape), maps_dtype or x.dtype) for name in maps}
     expected |= dict(weight=((c, 1, k, k), torch.float32), bias=((c,), torch.float32))
+    tensors = dict(zip(('x', 'weight', 'bias', *numbers, *maps), given))
     for name, (shape, dtype) in expected.items():
         tensor = tensors[name]
         if tensor is None:
@@ -318,7 +319,7 @@ def _check(
             raise TypeError(f'bnet: {name} must be {dtype} for x of {x.dtype}, got {tensor.dtype}')
     if len(_checked) >= 4096:
         _checked.clear()
-    _checked.add(described)
+    _checked.add(key)
 
 
 def _is_channels_last(x: Tensor) -> bool:

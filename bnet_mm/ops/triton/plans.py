@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-PROGRAMS = 4096  # as many as fill an H200 (132 multiprocessors with 8 programs each) four times
+PROGRAMS = 2 * 132 * 16  # of the kernels without taps: as many as fill an H100's multiprocessors twice
 LANES = 128 * 1056  # of forward and backward: as many as fill it twice, with 128 registers each
 TERMS = 2048  # at most, that one lane adds in float32
-SUMS = 20  # pixels, at least, for each sum that a program writes
+SUMS = 26  # pixels, at least, for each sum that a program writes
+STEPS = 64  # of a program without taps, at least: it begins with addresses and ends with sums over lanes
 COLUMNS = 4  # of a lane; kernels/lanes.py
 
 
@@ -45,29 +46,30 @@ class WindowPlan(NamedTuple):
         return self.tiles * self.strips * self.groups
 
 
-class Tile(NamedTuple):
-    """``outer * inner`` lanes (see the module), each with ``rows * columns`` outputs at a time."""
+class PixelTile(NamedTuple):
+    """``outer * inner`` values that a program of the kernels without taps reads at a time (kernels/moments.py)."""
 
     outer: int
     inner: int
-    rows: int
-    columns: int
+    vector: int
 
     @property
     def lanes(self) -> int:
-        return self.outer * self.inner
+        return max(1, self.outer * self.inner // COLUMNS)
 
 
-class Plan(NamedTuple):
-    """How a call is cut into programs: tiles of channels and columns x strips of rows x groups of samples."""
+class PixelPlan(NamedTuple):
+    """Programs of these kernels: tiles of channels x strips of pixels x groups of samples.
 
-    tile: Tile
+    A strip has ``strip_vectors`` vectors of pixels in NCHW, single pixels in channels_last.
+    """
+
+    tile: PixelTile
     tiles: int
-    column_tiles: int
     strips: int
-    rows_each: int
-    groups: int
+    strip_vectors: int
     samples_each: int
+    groups: int
 
     @property
     def programs(self) -> int:
@@ -91,13 +93,14 @@ def window_tile(channels: int, width: int, channels_last: bool) -> WindowTile:
     return WindowTile(min(lanes // inner, _power_of_two(channels)), inner, vector)
 
 
-def pixel_tile(channels: int, pixels: int, channels_last: bool) -> Tile:
-    """The tile of the kernels without taps: 128 threads with 4 neighbouring values; ``rows`` lines (see _pixels)."""
+def pixel_tile(channels: int, pixels: int, channels_last: bool) -> PixelTile:
+    """The tile of the kernels without taps: four values for each of 128 lanes, the fewest beyond the map."""
     if channels_last:
         inner = min(256, _power_of_two(channels))
-        return Tile(min(512 // inner, _power_of_two(pixels)), inner, 8, 1)
-    inner = min(512, _power_of_two(pixels))
-    return Tile(min(512 // inner, _power_of_two(channels)), inner, 8, 1)
+        return PixelTile(min(512 // inner, _power_of_two(pixels)), inner, math.gcd(channels, COLUMNS))
+    sizes = [size for size in (256, 128, 64, 32, 16) if 8 * size <= pixels] + [8]
+    inner = min(sizes, key=lambda size: parts(pixels, size) * size)
+    return PixelTile(min(512 // inner, _power_of_two(channels)), inner, math.gcd(pixels, COLUMNS))
 
 
 def plan_windows(shape: torch.Size, k: int, channels_last: bool, by_sample: bool, sums: bool) -> WindowPlan:
@@ -125,16 +128,21 @@ def plan_windows(shape: torch.Size, k: int, channels_last: bool, by_sample: bool
     return WindowPlan(tile, tiles, column_tiles, strips, rows_each, items_each, groups)
 
 
-def plan_pixels(shape: torch.Size, channels_last: bool, by_sample: bool) -> Plan:
-    """The programs of moments, by the same rule; a group is a sample or the batch, its rows are lines (_pixels)."""
+def plan_pixels(shape: torch.Size, channels_last: bool, by_sample: bool) -> PixelPlan:
+    """The programs of the kernels without taps; ``by_sample``: none has more than one sample."""
     samples, channels, height, width = shape
-    tile = pixel_tile(channels, height * width, channels_last)
+    pixels = height * width
+    tile = pixel_tile(channels, pixels, channels_last)
     tiles = parts(channels, tile.inner if channels_last else tile.outer)
-    lines = parts(height * width, tile.outer if channels_last else tile.inner)
-    groups, samples_each = (samples, 1) if by_sample else (1, samples)
-    steps = parts(lines * samples_each, tile.rows)
-    steps_each = min(steps, TERMS // tile.rows, max(1, int(steps * tiles * groups / PROGRAMS)))
-    return Plan(tile, tiles, 1, parts(steps, steps_each), steps_each * tile.rows, groups, samples_each)
+    step = tile.outer if channels_last else tile.inner
+    steps = parts(pixels, step)
+    wanted = parts(PROGRAMS, tiles)  # programs of each tile of channels
+    strips = max(1, min(steps // STEPS, parts(wanted, samples)), parts(steps, TERMS))
+    steps_each = parts(steps, strips)
+    samples_each = max(samples * parts(steps, steps_each) // wanted, STEPS // steps_each)
+    samples_each = 1 if by_sample else max(1, min(samples, samples_each, TERMS // steps_each))
+    strip = steps_each * step // (1 if channels_last else tile.vector)
+    return PixelPlan(tile, tiles, parts(steps, steps_each), strip, samples_each, parts(samples, samples_each))
 
 
 def parts(length: int, size: int) -> int:

@@ -149,13 +149,13 @@ def compiled(kernel, capability, item, **constants):
 def test_compiles_without_atomics(item, channels_last, capability):
     window, pixels = plans.window_tile(256, 56, channels_last), plans.pixel_tile(256, 56 * 56, channels_last)
     taps = dict(zip(('OUTER', 'INNER', 'VECTOR'), window), CHANNELS_LAST=channels_last, K=3)
-    constants = dict(OUTER=pixels.outer, INNER=pixels.inner, CHANNELS_LAST=channels_last)
+    constants = dict(zip(('OUTER', 'INNER', 'VECTOR'), pixels), CHANNELS_LAST=channels_last)
     flags = [name.upper() for name in launchers.BackwardFlags._fields]
     built = [
         compiled(kernels.forward_kernel, capability, item, RESIDUAL=True, RELU=True, VARIANCE=True, **taps),
         compiled(kernels.backward_kernel, capability, item, **dict.fromkeys(flags, True), **taps),
-        compiled(kernels.moments_kernel, capability, item, DEPTH=8, **constants),
-        compiled(kernels.moments_backward_kernel, capability, item, DEPTH=4, BY_SAMPLE=False, **constants),
+        compiled(kernels.moments_kernel, capability, item, **constants),
+        compiled(kernels.moments_backward_kernel, capability, item, BY_SAMPLE=False, **constants),
     ]
     for kernel in built:
         assert kernel.asm['cubin']

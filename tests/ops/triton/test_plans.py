@@ -68,5 +68,16 @@ def test_plans_of_the_benchmarked_layers():
             assert plan.tile == tile
             lanes = plan.programs * tile[0] * tile[1]
             assert plans.LANES // 8 <= lanes <= 4 * plans.LANES, (shape, channels_last, k, plan, lanes)
-    for shape, channels_last in itertools.product((big, small), (False, True)):
-        assert 1000 <= plans.plan_pixels(shape, channels_last, False).programs <= 20000
+
+
+def test_plans_of_pixels_cover_every_map_once():
+    for height, width, channels in itertools.product(SIZES, SIZES, (1, 3, 64, 256, 2048)):
+        for samples, channels_last, by_sample in itertools.product((1, 64), (False, True), (False, True)):
+            plan = plans.plan_pixels((samples, channels, height, width), channels_last, by_sample)
+            tile, pixels = plan.tile, height * width
+            across, along = (tile.inner, tile.outer) if channels_last else (tile.outer, tile.inner)
+            strip = plan.strip_vectors * (1 if channels_last else tile.vector)
+            assert covers(plan.tiles, across, channels) and covers(plan.strips, strip, pixels) and strip % along == 0
+            assert covers(plan.groups, plan.samples_each, samples) and not (by_sample and plan.samples_each > 1)
+            assert (channels if channels_last else pixels) % tile.vector == 0 and tile.outer * tile.inner <= 512
+            assert strip // along * plan.samples_each <= plans.TERMS

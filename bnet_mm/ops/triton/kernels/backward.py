@@ -91,8 +91,8 @@ def backward_kernel(
 ):  # fmt: skip
     """What of the backward pass is wanted.
 
-    SUMS: ``partial``, (groups, strips, C, K * K + 3): sums for the taps if WEIGHT, the bias, and if STATISTICS mean and
-        rstd, not yet times rstd.
+    SUMS: ``partial``, (groups, strips, (K * K + 3) / 4, C, 4): sums for the taps if WEIGHT, the bias, and if STATISTICS
+        mean and rstd, not yet times rstd.
     GRAD_X: the gradient of x; THROUGH_STATISTICS: also through those of the batch, of ``count`` pixels.
     RELU: that has made ``y``, and masks ``grad``; RESIDUAL: the masked gradient.
     """
@@ -210,7 +210,8 @@ def backward_kernel(
         CHANNELS: tl.constexpr = INNER if CHANNELS_LAST else OUTER
         all_sums = (tap_sums if WEIGHT else zeros(LANES, K * K)) + (bias_sum, mean_sum, rstd_sum)
         out = program % tiles * CHANNELS + tl.arange(0, CHANNELS)[:, None]
-        at = partial + ((group * strips + strip).to(tl.int64) * channels + out) * (K * K + 3) + tl.arange(0, 4)[None, :]
-        for t in tl.static_range(0 if WEIGHT else K * K - 1, K * K + 3, 4):
-            total = sum_lanes(rows_from(all_sums, t // 4, 1), OUTER, INNER, CHANNELS_LAST)
-            tl.store(at + t, total, mask=out < channels)
+        row = (group * strips + strip).to(tl.int64) * channels * (K * K + 3)
+        at = partial + row + out * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        for t in tl.static_range(0 if WEIGHT else K * K - 1, K * K + 3, COLUMNS):
+            total = sum_lanes(rows_from(all_sums, t // COLUMNS, 1), OUTER, INNER, CHANNELS_LAST)
+            tl.store(at + t * channels, total, mask=out < channels)

@@ -1,106 +1,89 @@
-"""The kernels without taps: moments of a map, and what they add to its gradient."""
+"""The kernels without taps: moments of a map, and what they add to its gradient.
+
+A program reads tiles of OUTER x INNER values, INNER along the memory: NCHW has INNER pixels of OUTER channels,
+channels_last INNER channels of OUTER pixels. It goes over a strip of pixels, tile by tile, of a group of samples.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+NUMBERS = ['samples', 'channel_vectors', 'vectors', 'tiles', 'strips', 'strip_vectors', 'samples_each']
+
 
 @triton.jit
-def _lanes(channel_tile, OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Channel and pixel of each lane."""
-    lane = tl.arange(0, OUTER * INNER)
+def _places(channels, pixels, OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Channel in a tile and pixel in a step, (OUTER, 1) and (1, INNER) or the reverse; distances in memory."""
+    one = tl.full((), 1, tl.int64)  # maps may have more than 2^31 elements
+    outer, inner = tl.arange(0, OUTER)[:, None], tl.arange(0, INNER)[None, :]
     if CHANNELS_LAST:
-        channel = channel_tile * INNER + lane % INNER
-        pixel = lane // INNER
+        found = (inner, outer, one, one * channels)
     else:
-        channel = channel_tile * OUTER + lane // INNER
-        pixel = lane % INNER
-    return channel, pixel
+        found = (outer, inner, one * pixels, one)
+    return found
 
 
-@triton.jit
-def _steps(channels, height, width, CHANNELS_LAST: tl.constexpr):
-    """Distances in memory of neighbouring samples, channels, rows and columns; 64 bits."""
-    one = tl.full((), 1, tl.int64)
-    if CHANNELS_LAST:
-        steps = (one * height * width * channels, one, one * width * channels, one * channels)
-    else:
-        steps = (one * height * width * channels, one * height * width, one * width, 1)
-    return steps
-
-
-@triton.jit
-def _sum_lanes(value, OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """One sum for each channel of a program."""
-    return tl.sum(tl.reshape(value, (OUTER, INNER)), 0 if CHANNELS_LAST else 1)
-
-
-@triton.jit
-def _channels_of_sums(channel_tile, OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    if CHANNELS_LAST:
-        channel = channel_tile * INNER + tl.arange(0, INNER)
-    else:
-        channel = channel_tile * OUTER + tl.arange(0, OUTER)
-    return channel
-
-
-@triton.jit
-def _pixels(first, stop, tile, channels, pixels, lines, OUTER: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr,
-            CHANNELS_LAST: tl.constexpr):  # fmt: skip
-    """Sample (DEPTH, 1), channel (1, lanes), place in memory and existence of the pixels of lines ``first ... stop``.
-
-    A line is as many pixels of one sample as the lanes have; a sample has ``lines`` of them.
-    """
-    channel, pixel = _lanes(tile, OUTER, INNER, CHANNELS_LAST)
-    step_n, step_c, _, step_p = _steps(channels, 1, pixels, CHANNELS_LAST)
-    channel = channel[None, :]
-    line = first + tl.arange(0, DEPTH)[:, None]
-    sample = line // lines
-    start = line % lines * (OUTER if CHANNELS_LAST else INNER)
-    left = tl.where(line < stop, pixels - start, 0)
-    place = (sample * step_n + start * step_p) + (channel * step_c + pixel[None, :] * step_p)
-    return sample, channel, place, (pixel[None, :] < left) & (channel < channels)
-
-
-@triton.jit(do_not_specialize=['tiles', 'lines', 'strips', 'strip_lines', 'group_lines'])
+@triton.jit(do_not_specialize=NUMBERS)
 def moments_kernel(
-    x, partial, channels, pixels, lines, tiles, strips, strip_lines, group_lines,
-    OUTER: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    x, partial, samples, channel_vectors, vectors, tiles, strips, strip_vectors, samples_each,
+    OUTER: tl.constexpr, INNER: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """``partial``: (groups, strips, 3, C): number of pixels, mean, squares around it; all joined by Chan's formula."""
+    """``partial``: (groups, strips, 3, C): number of pixels, mean, squares around it.
+
+    A lane adds up what its values differ from the first of them, and the squares of that: no division for each, and no
+    loss where the mean is far from 0. Off the map it reads its first value, which adds nothing.
+    """
+    STEP: tl.constexpr = OUTER if CHANNELS_LAST else INNER
+    TILE: tl.constexpr = INNER if CHANNELS_LAST else OUTER
+    channels = channel_vectors * VECTOR if CHANNELS_LAST else channel_vectors
+    pixels = vectors if CHANNELS_LAST else vectors * VECTOR
     program = tl.program_id(0)
     tile = program % tiles
     strip = program // tiles % strips
     group = program // tiles // strips
-    count = tl.zeros((OUTER * INNER,), tl.float32)
-    mean = tl.zeros((OUTER * INNER,), tl.float32)
-    squares = tl.zeros((OUTER * INNER,), tl.float32)
-    begin = group * group_lines + strip * strip_lines
-    stop = tl.minimum(begin + strip_lines, (group + 1) * group_lines)
-    for first in range(begin, stop, DEPTH):
-        _, _, place, valid = _pixels(first, stop, tile, channels, pixels, lines, OUTER, INNER, DEPTH, CHANNELS_LAST)
-        value = tl.load(x + place, mask=valid, other=0.0).to(tl.float32)
-        number = tl.sum(valid.to(tl.float32), 0)
-        average = tl.sum(value, 0) / tl.maximum(number, 1.0)
-        d = tl.where(valid, value - average[None, :], 0.0)
-        total = count + number
-        share = number / tl.maximum(total, 1.0)
-        delta = average - mean
-        # An infinite mean stays, where adding the difference would make it NaN.
-        mean = tl.where(tl.abs(mean) == float('inf'), mean + average, mean + delta * share)
-        squares += tl.sum(d * d, 0) + delta * delta * (count * share)
-        count = total
-    number = _sum_lanes(count, OUTER, INNER, CHANNELS_LAST)
-    terms = mean * count + 0.0  # a sum, and no product any more, for the sum over lanes; see the module
-    average = _sum_lanes(terms, OUTER, INNER, CHANNELS_LAST) / tl.maximum(number, 1.0)
-    d = tl.reshape(mean, (OUTER, INNER)) - (average[None, :] if CHANNELS_LAST else average[:, None])
-    squares += count * tl.reshape(d * d, (OUTER * INNER,))
-    out = _channels_of_sums(tile, OUTER, INNER, CHANNELS_LAST)
+    channel, pixel, step_c, step_p = _places(channels, pixels, OUTER, INNER, CHANNELS_LAST)
+    channel += tile * TILE
+    begin = strip * strip_vectors
+    stop = tl.minimum(begin + strip_vectors, vectors)
+    if not CHANNELS_LAST:
+        begin *= VECTOR
+        stop *= VECTOR
+    place = x + (channel * step_c + (begin + pixel) * step_p)
+    step_n = step_p * step_c * (pixels if CHANNELS_LAST else channels)
+    first_sample = group * samples_each
+    last_sample = tl.minimum(first_sample + samples_each, samples)
+    valid = (channel < channels) & (begin + pixel < stop)
+    first = tl.load(place + first_sample * step_n, mask=valid, other=0.0)
+    shift = first.to(tl.float32)
+    shift = tl.where(shift - shift == 0.0, shift, 0.0)  # not NaN or Inf
+    first = shift.to(x.dtype.element_ty)
+    total = tl.zeros((OUTER, INNER), tl.float32)
+    squares = tl.zeros((OUTER, INNER), tl.float32)
+    for n in range(first_sample, last_sample):
+        at = place + n * step_n
+        for start in tl.range(begin, stop, STEP, loop_unroll_factor=4):
+            valid = (channel < channels) & (start + pixel < stop)
+            d = tl.load(at, mask=valid, other=first).to(tl.float32) - shift
+            total += d
+            squares = tl.fma(d, d, squares)
+            at += STEP * step_p
+    steps = tl.maximum(tl.cdiv(stop - begin - pixel, STEP), 0) * (last_sample - first_sample)
+    count = tl.where(channel < channels, steps, 0).to(tl.float32)
+    difference = total / tl.maximum(count, 1.0)
+    squares -= total * difference
+    AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
+    number = tl.sum(count, AXIS)
+    mean = shift + difference
+    terms = mean * count + 0.0  # a sum, and no product any more, for the sum over lanes; see the package
+    average = tl.sum(terms, AXIS) / tl.maximum(number, 1.0)
+    d = mean - tl.expand_dims(average, AXIS)
+    squares = tl.fma(count * d, d, squares)
+    out = tile * TILE + tl.arange(0, TILE)
     row = partial + (group * strips + strip).to(tl.int64) * 3 * channels + out
     tl.store(row, number, mask=out < channels)
     tl.store(row + channels, average, mask=out < channels)
-    tl.store(row + 2 * channels, _sum_lanes(squares, OUTER, INNER, CHANNELS_LAST), mask=out < channels)
+    tl.store(row + 2 * channels, tl.sum(squares, AXIS), mask=out < channels)
 
 
 @triton.jit
@@ -162,24 +145,40 @@ def batch_statistics_kernel(
         tl.store(running_var + channel, momentum * unbiased + (1 - momentum) * old, mask=here)
 
 
-@triton.jit(do_not_specialize=['tiles', 'lines', 'all_lines'])
+@triton.jit(do_not_specialize=NUMBERS)
 def moments_backward_kernel(
-    grad, grad_x, x, mean, grad_mean, grad_var, count, channels, pixels, lines, all_lines, tiles,
-    OUTER: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr, CHANNELS_LAST: tl.constexpr, BY_SAMPLE: tl.constexpr,
+    grad, grad_x, x, mean, grad_mean, grad_var, count,
+    samples, channel_vectors, vectors, tiles, strips, strip_vectors, samples_each,
+    OUTER: tl.constexpr, INNER: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BY_SAMPLE: tl.constexpr,
 ):  # fmt: skip
     """``grad`` may be ``grad_x``, or wider."""
-    tile = tl.program_id(0) % tiles
-    first = tl.program_id(0) // tiles * DEPTH
-    sample, channel, place, valid = _pixels(first, all_lines, tile, channels, pixels, lines, OUTER, INNER, DEPTH,
-                                            CHANNELS_LAST)  # fmt: skip
-    at = channel
+    STEP: tl.constexpr = OUTER if CHANNELS_LAST else INNER
+    TILE: tl.constexpr = INNER if CHANNELS_LAST else OUTER
+    channels = channel_vectors * VECTOR if CHANNELS_LAST else channel_vectors
+    pixels = vectors if CHANNELS_LAST else vectors * VECTOR
+    program = tl.program_id(0)
+    strip = program // tiles % strips
+    group = program // tiles // strips
+    channel, pixel, step_c, step_p = _places(channels, pixels, OUTER, INNER, CHANNELS_LAST)
+    channel += program % tiles * TILE
+    begin = strip * strip_vectors
+    stop = tl.minimum(begin + strip_vectors, vectors)
+    if not CHANNELS_LAST:
+        begin *= VECTOR
+        stop *= VECTOR
+    place = channel * step_c + (begin + pixel) * step_p
+    step_n = step_p * step_c * (pixels if CHANNELS_LAST else channels)
     here = channel < channels
-    if BY_SAMPLE:
-        at = sample * channels + channel
-        here = valid
-    centre = tl.load(mean + at, mask=here, other=0.0)
-    shift = tl.load(grad_mean + at, mask=here, other=0.0) / count
-    scale = tl.load(grad_var + at, mask=here, other=0.0) * (2 / count)
-    d = tl.load(x + place, mask=valid, other=0.0).to(tl.float32) - centre
-    out = tl.load(grad + place, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
-    tl.store(grad_x + place, out.to(grad_x.dtype.element_ty), mask=valid)
+    for n in range(group * samples_each, tl.minimum((group + 1) * samples_each, samples)):
+        number = n * channels + channel if BY_SAMPLE else channel
+        centre = tl.load(mean + number, mask=here, other=0.0)
+        shift = tl.load(grad_mean + number, mask=here, other=0.0) / count
+        scale = tl.load(grad_var + number, mask=here, other=0.0) * (2 / count)
+        at = place + n * step_n
+        for start in tl.range(begin, stop, STEP, loop_unroll_factor=4):
+            valid = here & (start + pixel < stop)
+            d = tl.load(x + at, mask=valid, other=0.0).to(tl.float32) - centre
+            out = tl.load(grad + at, mask=valid, other=0.0).to(tl.float32) + (shift + scale * d)
+            tl.store(grad_x + at, out.to(grad_x.dtype.element_ty), mask=valid)
+            at += STEP * step_p

@@ -11,10 +11,11 @@ def add_partials_kernel(
     partial, rstd, grad_weight, grad_bias, grad_mean, grad_rstd, samples, channels, groups, sample_step,
     TAPS: tl.constexpr, WEIGHT: tl.constexpr, STATISTICS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Sums of ``partial`` (samples, groups, C, TAPS + 3) over groups, of taps and bias also over samples; or zeros."""
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    channel = column // (TAPS + 3)
-    t = column % (TAPS + 3)
+    """Sums of ``partial`` (samples, groups, taps, C, 4) over groups, of taps and bias also over samples; or zeros."""
+    number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = number // (TAPS + 3)
+    t = number % (TAPS + 3)
+    column = (t // 4 * channels + channel) * 4 + t % 4
     here = channel < channels
     wanted = here & (t == TAPS)
     if WEIGHT:
