@@ -179,6 +179,19 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
   return y;
 }
 
+// Without torch's operators, which would take as long as a small map.
+template <typename A>
+void copy_statistics(const at::Tensor& running_mean, const at::Tensor& running_var, double eps, at::Tensor& mean,
+                     at::Tensor& rstd) {
+  const A *from_mean = running_mean.const_data_ptr<A>(), *from_var = running_var.const_data_ptr<A>();
+  const int64_t mean_step = running_mean.stride(0), var_step = running_var.stride(0);
+  A *to_mean = data<A>(mean), *to_rstd = data<A>(rstd);
+  for (int64_t c = 0; c < mean.numel(); ++c) {
+    to_mean[c] = from_mean[c * mean_step];
+    to_rstd[c] = static_cast<A>(1 / std::sqrt(from_var[c * var_step] + eps));
+  }
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm(
     const at::Tensor& x_, const std::optional<at::Tensor>& residual_, const at::Tensor& weight_, const at::Tensor& bias_,
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, bool batch_statistics,
@@ -189,7 +202,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm(
   if (running_mean) check_numbers(*running_mean, x_, false, "running_mean");
   if (running_var) check_numbers(*running_var, x_, false, "running_var");
   if (!batch_statistics) {
-    auto mean = running_mean->clone(), rstd = (*running_var + eps).rsqrt();
+    auto mean = at::empty({running_mean->size(0)}, running_mean->options()), rstd = at::empty_like(mean);
+    if (mean.scalar_type() == at::kDouble) copy_statistics<double>(*running_mean, *running_var, eps, mean, rstd);
+    else copy_statistics<float>(*running_mean, *running_var, eps, mean, rstd);
     return {forward(x_, mean, rstd, weight_, bias_, residual_, relu), mean, rstd};
   }
   TORCH_CHECK_VALUE(x_.numel(), "bnet: x must not be empty for statistics of it, got ", x_.sizes());
@@ -216,7 +231,8 @@ struct Maps {
   bool channels_last;
 };
 
-// What it gives beside the maps: the sums are of g^ and of g^ * x^, where g^ is the gradient of x^, in double.
+// What it gives beside the maps: the sums, if they are needed, are of g^ and of g^ * x^, where g^ is the gradient of x^, in
+// double.
 struct Sums {
   at::Tensor grad_weight, grad_bias, sum, product;
 };
@@ -225,9 +241,13 @@ Sums backward_sweeps(Maps maps, const at::Tensor& mean_, const at::Tensor& rstd_
               bool batch_statistics, bool needs_weight, bool needs_statistics) {
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous(), weight = weight_.contiguous();
   const auto& x = maps.x;
-  Sums sums{at::zeros(weight.sizes(), weight.options()), at::zeros({weight.size(0)}, weight.options()),
-            at::zeros(mean.sizes(), mean.options().dtype(at::kDouble)), {}};
-  sums.product = at::zeros_like(sums.sum);
+  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) {
+    return x.numel() ? at::empty(sizes, weight.options().dtype(dtype)) : at::zeros(sizes, weight.options().dtype(dtype));
+  };
+  Sums sums{empty(weight.sizes(), weight.scalar_type()), empty({weight.size(0)}, weight.scalar_type()), {}, {}};
+  if (batch_statistics || needs_statistics) {
+    sums.sum = empty(mean.sizes(), at::kDouble), sums.product = empty(mean.sizes(), at::kDouble);
+  }
   if (!x.numel()) return sums;
   WITH_TYPES(x, maps.channels_last, WITH_KERNEL_SIZE(weight.size(3),
     const auto run = [&](auto* grad_x) {
@@ -254,6 +274,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   Maps maps{in_format(grad, last), in_format(x, last), {}, {}, {}, last};
   maps.grad_x = LargeMaps::empty_like(maps.x, wide_grad_x ? wide(x) : x.scalar_type());
   const auto sums = backward_sweeps(maps, mean, rstd, weight, false, needs_weight, needs_statistics);
+  if (!needs_statistics) {
+    return {maps.grad_x, sums.grad_weight, sums.grad_bias, at::zeros_like(mean), at::zeros_like(rstd)};
+  }
   // d/d mean = -rstd * sum(g^); d/d rstd = sum(g^ * (x - mean)) = sum(g^ * x^) / rstd
   return {maps.grad_x, sums.grad_weight, sums.grad_bias, (-sums.sum * rstd).to(wide(x)), (sums.product / rstd).to(wide(x))};
 }
