@@ -20,6 +20,8 @@ EXTRAS = {
     'seg': [*FRAMEWORK, 'mmsegmentation>=1.0.0', 'ftfy', 'regex'],
     'action': [*FRAMEWORK, 'mmaction2>=1.0.0'],
     'cls': [*FRAMEWORK, 'mmpretrain>=1.0.0'],
+    'download': ['gdown>=6; python_version >= "3.10"'],
+    'analysis': ['tidecv', 'matplotlib', 'pycocotools'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
 
@@ -60,8 +62,8 @@ def extensions() -> dict:
 
     # OpenMP at compile time only: the library that torch has loaded serves the extension, too.
     flags = ['-O3', '-g0', '-fopenmp'] if sys.platform == 'linux' else ['-O3', '-g0']
-    headers = [str(path) for path in Path('bnet_mm/ops/csrc').glob('*.h')]
-    kernels = CppExtension('bnet_mm._cpu', ['bnet_mm/ops/csrc/bnet_cpu.cpp'], depends=headers, extra_compile_args=flags)
+    sources, headers = (sorted(map(str, Path('bnet_mm/ops/csrc').glob(f'*.{ending}'))) for ending in ('cpp', 'h'))
+    kernels = CppExtension('bnet_mm._cpu', sources, depends=headers, extra_compile_args=flags)
     return dict(ext_modules=[kernels], cmdclass={'build_ext': BuildIfPossible})
 
 
@@ -75,7 +77,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
-    package_data={'bnet_mm': ['py.typed', 'ops/README.md']},
+    package_data={'bnet_mm': ['py.typed', 'ops/README.md', 'visualization/page.html']},
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
     ext_modules=extension.get('ext_modules', []),

@@ -38,6 +38,7 @@ TABLE = (
     Entry(MODELS, 'WithBNET', 'bnet_mm.surgery.config'),
     Entry(HOOKS, 'CBNBurnIn', 'bnet_mm.engine.hooks'),
     Entry(HOOKS, 'FreezeTransform', 'bnet_mm.engine.hooks'),
+    Entry(HOOKS, 'NormStatisticsHook', 'bnet_mm.engine.hooks'),
     Entry(WEIGHT_INITIALIZERS, 'Pretrained', 'bnet_mm.host.pretrained', 'CheckedPretrainedInit', replaces=True),
     Entry(
         OPTIM_WRAPPER_CONSTRUCTORS, 'DefaultOptimWrapperConstructor', 'bnet_mm.host.paramwise',

@@ -24,7 +24,9 @@ TOY_DATA = 'tests/tools/test_make_toy_data.py::test_toy_data_is_seeded_and_not_o
 SPEED = 'tests/tools/dev/test_benchmark.py::test_tables_are_those_of_the_rows'
 COMMANDS = {
     # installation and tests
-    r'bash tools/run_demo\.sh': 'not run: installs, and trains for minutes; its config and tools are in tests/tools/',
+    r'(COMPARE=1 )?bash tools/run_demo\.sh': (
+        'not run: installs, and trains for minutes; its config and tools are in tests/tools/'
+    ),
     r'bash tools/run_tests\.sh': 'not run: runs these tests',
     r'bash tools/dev/install\.sh': 'not run: installs for minutes; tests/tools/dev/test_install.py has what it refuses',
     r'\. \.venv/bin/activate': "not run: Python's own",
@@ -33,6 +35,7 @@ COMMANDS = {
     r'ruff (check|format) ': 'not run: .ci/run runs it',
     r'mypy$': 'not run: a check beside the tests, as ruff',
     # training and evaluation
+    r'python tools/download_weights\.py ': 'tests/tools/test_download_weights.py::test_command_line',
     r'python tools/train\.py \$CONFIG': REAL,
     r'python tools/test\.py \$CONFIG': REAL,
     r'python tools/coco_subset\.py ': REAL,
@@ -41,12 +44,17 @@ COMMANDS = {
     r'python tools/test\.py \S+ Faster_R50_BNET-5\.pth': (
         'not run: the released file could not be downloaded; tests/checkpoint/test_layouts.py loads its stand-in'
     ),
-    r'python tools/report_run\.py ': 'tests/tools/test_test.py::test_test_evaluates_dumps_and_draws',
     r'tools/dist_(train|test)\.sh ': 'tests/tools/test_scripts.py::test_two_processes_without_gpu',
     r'tools/slurm_(train|test)\.sh ': 'tests/tools/test_scripts.py::test_slurm_scripts_ask_for_the_right_job',
     r'mim train mmdet ': 'tests/tools/test_train.py::test_mim_train',
     r'mim (search bnet_mm |download)': WHEEL,
     r'mim train bnet_mm ': 'not run: mim train is run for mmdet; of an installed wheel, search and download',
+    # pictures
+    r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
+    r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
+    r'python tools/curves\.py ': 'tests/tools/test_curves.py::test_three_files',
+    r'python tools/errors\.py ': 'tests/tools/test_errors.py::test_two_models',
+    r'python tools/report\.py ': 'tests/tools/test_report.py::test_page_of_several_runs',
     # conversion
     r'python tools/convert_config\.py ': 'tests/tools/test_convert_config.py::test_convert_config_and_its_checkpoint',
     r'python tools/convert_checkpoint\.py .* --backbone': BACKBONE,
@@ -63,6 +71,7 @@ COMMANDS = {
     r'python tools/dev/model_zoo\.py --check': 'tests/tools/dev/test_model_zoo.py::test_nothing_is_stale',
     r'python tools/dev/model_zoo\.py': 'tests/tools/dev/test_model_zoo.py::test_what_is_stale_is_named_and_written',
     r'python tools/dev/kernel_counts\.py ': 'tests/ptx/test_counts.py::test_counts',
+    r'bash tools/dev/gpu_acceptance\.sh': 'tests/tools/dev/test_gpu_acceptance.py::test_rehearsal',
     r'python tools/dev/roofline\.py ': 'tests/ptx/test_counts.py::test_roofline_is_printed',
     r'python -m pytest tests/ptx': 'not run: runs these tests',
     r'bash tools/dev/sanitize\.sh': 'not run: compiles for minutes; it shows by faults of its own that it finds some',

@@ -85,7 +85,8 @@ def test_contents_of_the_wheel(wheel):
     configs = {f'configs/{path.name}' for path in (REPO / 'configs').iterdir() if path.is_file()}
     assert {name for name in mim if name.startswith('configs/')} == configs
     assert {'model-index.yml', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh'} <= mim
-    assert 'bnet_mm/ops/bnet.py' in names and not any('_cpu' in name for name in names)
+    assert {'bnet_mm/ops/bnet.py', 'bnet_mm/visualization/page.html'} <= names
+    assert not any('_cpu' in name for name in names)
     assert not any('__pycache__' in name or name.startswith(('tests/', 'configs/', 'tools/')) for name in names)
     assert not any(name in mim for name in ('tools/dev/install.sh', 'tools/run_demo.sh', 'tools/dev/model_zoo.py'))
 

@@ -76,7 +76,10 @@ def clear_errors(filename: str) -> Iterator[None]:
                 f'checkpoint {filename} was refused and not executed: it holds {refused[1]}, and only weights and '
                 "plain values are read. If you trust its source, save its {'state_dict': ...} alone where it was made"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = str(error).strip() or type(error).__name__
+        # Without torch's advice, which is to load without weights_only.
+        found = re.search(r'(?:WeightsUnpickler error:\s*|Weights only load failed\. (?!In PyTorch))(.+)', text)
+        reason = found[1] if found else text.splitlines()[0]
         raise CheckpointError(
             f'{filename} is not a readable checkpoint: it is damaged, cut short or no torch file ({reason})'
         ) from None

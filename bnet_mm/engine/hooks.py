@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from bnet_mm.layers import BNET, CBN
 from bnet_mm.layers.arguments import check_positive_int
+from bnet_mm.visualization.taps import off_centre
 
 
 class CBNBurnIn(Hook):
@@ -60,6 +63,53 @@ class FreezeTransform(Hook):
                 parameter.grad = None  # or the optimizer would go on with the last one
         if runner.epoch == self.epoch + 1:
             runner.logger.info(f'FreezeTransform: BNET transforms are frozen from epoch {runner.epoch + 1} on')
+
+
+class NormStatisticsHook(Hook):
+    """Logs what BNET layers learn: ``custom_hooks=[dict(type='NormStatisticsHook', interval=50)]``.
+
+    Through mmengine's visualizer, so that all its backends (scalars.json, TensorBoard, WandB) show, for each layer,
+    ``bnet/<layer>/`` with ``off_centre`` (share of tap energy off the centre, 0 in BN), ``tap_norm`` and ``bias_norm``
+    (Euclidean), and, of a normaliser with running statistics, ``mean_min``, ``mean_max``, ``var_min``, ``var_max``.
+
+    Args:
+        interval: Iterations from one entry to the next.
+
+    Raises:
+        ValueError: For an interval below 1; at the start of the training if the model has no BNET.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, interval: int = 50) -> None:
+        check_positive_int('NormStatisticsHook', 'interval', interval)
+        self.interval = interval
+
+    def before_train(self, runner: Runner) -> None:
+        if not _transforms(runner):
+            raise ValueError('NormStatisticsHook: the model has no BNET')
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            runner.visualizer.add_scalars(norm_statistics(model), step=runner.iter + 1)
+
+
+@torch.no_grad()
+def norm_statistics(model: nn.Module) -> dict[str, float]:
+    """The scalars of :class:`NormStatisticsHook`, with one transfer from the device."""
+    found: dict[str, Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BNET):
+            weight, bias = layer.bnconv.weight.float(), layer.bnconv.bias.float()
+            energy = weight.square().sum()
+            share = off_centre(weight[:, 0]).square().sum() / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+            values = dict(off_centre=share, tap_norm=energy.sqrt(), bias_norm=bias.norm())
+            for key in ('mean', 'var'):
+                if isinstance(running := getattr(layer.norm, f'running_{key}', None), Tensor):
+                    values[f'{key}_min'], values[f'{key}_max'] = running.float().aminmax()
+            found.update({f'bnet/{name}/{key}': value for key, value in values.items()})
+    return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
 
 
 def _transforms(runner: Runner) -> list:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import load
@@ -38,18 +39,24 @@ def find_config(name: str) -> str:
     return str(path)
 
 
+def released_models() -> dict[str, dict[str, Any]]:
+    """Name of each config of which weights were released -> its entry in the zoo, with ``Weights`` and ``Results``."""
+    metafiles = load(zoo_root() / 'model-index.yml')['Import']
+    models = (model for metafile in metafiles for model in load(zoo_root() / metafile)['Models'])
+    return {Path(model['Config']).stem: model for model in models if 'Weights' in model}
+
+
 def find_weights(name: str) -> str:
     """The address of the released weights of one of our configs.
 
     Raises:
         ValueError: If none were released.
     """
-    config = Path(find_config(name)).name
-    for metafile in load(zoo_root() / 'model-index.yml')['Import']:
-        for model in load(zoo_root() / metafile)['Models']:
-            if model['Config'] == f'configs/{config}' and 'Weights' in model:
-                return model['Weights']
-    raise ValueError(f'no weights were released for {config}')
+    config = Path(find_config(name))
+    models = released_models()
+    if config.stem not in models:
+        raise ValueError(f'no weights were released for {config.name}')
+    return models[config.stem]['Weights']
 
 
 def install() -> None:

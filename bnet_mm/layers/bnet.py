@@ -9,7 +9,9 @@ will do (Table 12); and it starts as the identity, so that a fresh BNET equals a
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from bnet_mm.layers.normalisers import (
     has_hooks,
     is_foreign_sync_batch_norm,
     statistics,
+    statistics_of_whole_norm,
     with_affine,
     without_affine,
 )
@@ -33,8 +36,9 @@ from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import uses_batch_statistics
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
-from bnet_mm.ops.bnet import Map, fused_bnet
+from bnet_mm.ops.bnet import fused_bnet
 from bnet_mm.ops.dispatch import convolution_dtype
+from bnet_mm.ops.norm import fused_norm
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -60,15 +64,15 @@ def with_tail(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     return y.relu_() if relu else y
 
 
-def fused_bnet_with_tail(
-    x: Tensor, maps: Tensor | Map, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor,
-    residual: Tensor | None, relu: bool,
-) -> Tensor:  # fmt: skip
-    """:func:`fused_bnet` in autocast's dtype, with the tail in the same pass if the residual is a map like x."""
+def in_one_pass(
+    function: Callable[[Tensor | None, bool], Tensor], x: Tensor, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """``function(residual, relu)`` in autocast's dtype; with the tail after it unless the residual is a map like x."""
     dtype = convolution_dtype(x)
     if residual is None or (residual.stride() == x.stride() and _like(residual, x) and x.dtype == dtype):
-        return fused_bnet(maps, mean, rstd, weight, bias, residual, relu).to(dtype)
-    return with_tail(fused_bnet(maps, mean, rstd, weight, bias).to(dtype), residual, relu)
+        y = function(residual, relu)
+        return y if y.dtype == dtype else y.to(dtype)
+    return with_tail(function(None, False).to(dtype), residual, relu)
 
 
 def _like(residual: Tensor, x: Tensor) -> bool:
@@ -132,7 +136,8 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
         if not is_symbolic(x):  # in which quantisation must find a convolution by the parameters alone
             if select_backend(x, self.k, self.dilation[0]) != 'reference':
                 zeros = bias.new_zeros(self.num_features)
-                return fused_bnet_with_tail(x, x, zeros, zeros + 1, weight, bias, residual, relu)
+                function = functools.partial(fused_bnet, x, zeros, zeros + 1, weight, bias)
+                return in_one_pass(function, x, residual, relu)
             # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
             weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
         y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -283,23 +288,31 @@ class BNET(nn.Module):
             residual: Added to the output as torch adds, with its broadcasting and type promotion; None for nothing.
             relu: Whether act is ReLU, else the identity.
         """
-        needs_several_values = isinstance(self.norm, nn.BatchNorm2d) and uses_batch_statistics(self.norm)
-        check_input(x, self.num_features, needs_several_values)
-        y = self._fused(x, residual, relu)
-        return with_tail(self.bnconv(self.norm(x)), residual, relu) if y is None else y
+        # Modules, parameters and buffers take a microsecond to find as attributes; not so in these dicts.
+        norm: Duck = self._modules['norm']
+        transform: Duck = self._modules['bnconv']
+        needs_several_values = isinstance(norm, nn.BatchNorm2d) and uses_batch_statistics(norm)
+        check_input(x, transform.out_channels, needs_several_values)
+        y = self._fused(x, residual, relu, norm, transform)
+        return with_tail(transform(norm(x)), residual, relu) if y is None else y
 
-    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor | None:
-        """``act(bnconv(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
-        if is_symbolic(x) or has_hooks(self.bnconv):
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, norm: Duck, transform: Duck) -> Tensor | None:
+        """``act(transform(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
+        if is_symbolic(x) or has_hooks(transform):
             return None
-        if select_backend(x, self.bnconv.k, self.bnconv.dilation[0]) == 'reference':
+        backend = select_backend(x, transform.kernel_size[0], transform.dilation[0])
+        if backend == 'reference':
             return None
-        found = statistics(self.norm, x)
+        weight, bias = transform._parameters['weight'], transform._parameters['bias']
+        whole = statistics_of_whole_norm(norm, x, weight, bias)
+        if whole is not None:
+            return in_one_pass(functools.partial(fused_norm, backend, x, weight, bias, *whole), x, residual, relu)
+        found = statistics(norm, x)
         if found is None:
             return None
         maps, mean, var = found
-        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + self.norm.eps).rsqrt()
-        return fused_bnet_with_tail(x, maps, mean, rstd, self.bnconv.weight, self.bnconv.bias, residual, relu)
+        rstd = (var.to(torch.promote_types(x.dtype, torch.float32)) + norm.eps).rsqrt()
+        return in_one_pass(functools.partial(fused_bnet, maps, mean, rstd, weight, bias), x, residual, relu)
 
     def extra_repr(self) -> str:
         return f'backend={describe_backend(self.bnconv.weight, self.bnconv.k, self.bnconv.dilation[0])}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
 from torch import Tensor, nn
 
 from bnet_mm.layers.affine_free import AffineFreeGroupNorm, AffineFreeInstanceNorm2d, add_stand_ins
@@ -16,6 +17,7 @@ from bnet_mm.layers.statistics import (
     take_statistics,
     update_running_statistics,
     uses_batch_statistics,
+    whole_norm,
 )
 from bnet_mm.layers.switchable_norm import SN2d, SyncSN
 from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
@@ -98,8 +100,13 @@ def build_normaliser(cfg: str | dict[str, Any], num_features: int, options: dict
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of this module does more than its class says."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or 'forward' in module.__dict__
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or 'forward' in module.__dict__
+    )
 
 
 def statistics(norm: Duck, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | None:
@@ -120,6 +127,19 @@ def statistics(norm: Duck, x: Tensor) -> tuple[Tensor | Map, Tensor, Tensor] | N
         single = x[0, 0].numel() == 1
         return None if single or norm.track_running_stats else fused_moments(x, over_batch=False)
     return norm.statistics(x) if hasattr(norm, 'statistics') else None
+
+
+def statistics_of_whole_norm(
+    norm: Duck, x: Tensor, *parameters: Tensor
+) -> tuple[Tensor | None, Tensor | None, bool, float, float] | None:
+    """:func:`whole_norm` for batch norms of one process in eager mode; None for everything else."""
+    if type(norm) not in (AffineFreeBatchNorm2d, SyncBatchNorm) or torch.compiler.is_compiling():
+        return None
+    if has_hooks(norm) or norm._parameters.get('weight') is not None:  # its own affine, put there by hand
+        return None
+    if isinstance(norm, SyncBatchNorm) and not norm.is_local(x):
+        return None
+    return whole_norm(norm, x.dtype, *parameters)
 
 
 def _group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Map, Tensor, Tensor]:

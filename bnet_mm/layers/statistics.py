@@ -17,7 +17,8 @@ Norm = TypeVar('Norm', bound=nn.Module)
 
 def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     """Whether the next call of a batch norm takes the statistics of its input: in training, or where none were kept."""
-    return norm.training or (norm.running_mean is None and norm.running_var is None)
+    buffers = norm._buffers  # attributes take a microsecond each
+    return norm.training or (buffers.get('running_mean') is None and buffers.get('running_var') is None)
 
 
 def running_statistics(norm: Duck) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,37 @@ def batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor 
         running_mean = None if running_mean is None else running_mean.clone()
         running_var = None if running_var is None else running_var.clone()
     return F.batch_norm(x, running_mean, running_var, weight, bias, batch_statistics, norm.momentum or 0.0, norm.eps)
+
+
+def whole_norm(
+    norm: nn.modules.batchnorm._BatchNorm, dtype: torch.dtype, *parameters: Tensor
+) -> tuple[Tensor | None, Tensor | None, bool, float, float] | None:
+    """The statistics that :func:`bnet_mm.ops.norm.fused_norm` needs for a forward pass of ``norm``, which it counts.
+
+    Args:
+        dtype: That of the map.
+        parameters: What follows ``norm``, which has no affine.
+
+    Returns:
+        running_mean, running_var, batch_statistics, momentum, eps; None for what the operation does not take: other
+        dtypes than float32 (float64 for float64), half of the running statistics, and their plain average.
+    """
+    buffers = norm._buffers
+    running = running_mean, running_var = buffers.get('running_mean'), buffers.get('running_var')
+    tracks = norm.training and norm.track_running_stats
+    batch_statistics = uses_batch_statistics(norm)
+    if batch_statistics and not tracks:
+        running = None, None
+    wide = wide_dtype(dtype)
+    for tensor in (*parameters, *running):
+        if tensor is not None and tensor.dtype != wide:
+            return None
+    if (running_mean is None) != (running_var is None) or (tracks and norm.momentum is None):
+        return None
+    counter = buffers.get('num_batches_tracked')
+    if tracks and counter is not None:
+        counter.add_(1)
+    return *running, batch_statistics, norm.momentum or 0.0, norm.eps
 
 
 @torch.no_grad()

@@ -217,12 +217,6 @@ class _SwitchableNorm(nn.Module):
                 state_dict[prefix + name] = value.flatten()
             if name in STATISTICS:
                 move_key(state_dict, prefix + name, f'{prefix}bn.{name}', own.get(f'bn.{name}'))
-        mean = state_dict.get(f'{prefix}bn.running_mean')
-        if self.bn is not None and isinstance(mean, Tensor):  # the official files have no counter
-            counter = self.bn.num_batches_tracked
-            if counter is None or counter.is_meta:
-                counter = mean.new_zeros((), dtype=torch.long)
-            state_dict.setdefault(f'{prefix}bn.num_batches_tracked', counter)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

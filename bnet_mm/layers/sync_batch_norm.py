@@ -124,6 +124,12 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if x.dim() < 2:
             raise ValueError(f'SyncBatchNorm: input must be (N, C, ...), got shape {tuple(x.shape)}')
 
+    def is_local(self, x: Tensor) -> bool:
+        """Whether x (N, C, ...) has all the values whose statistics are taken, and more than one of each channel."""
+        if not uses_batch_statistics(self):
+            return True
+        return x.numel() > x.shape[1] and not (self.training and world_size(self.process_group) > 1)
+
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (self.weight, self.bias) if self.affine else (None, None)
         if not self.training or world_size(self.process_group) == 1:

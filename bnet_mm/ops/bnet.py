@@ -146,7 +146,7 @@ class _Transform(torch.autograd.Function):
     def backward(ctx, grad):
         x, mean, rstd, weight, bias, y = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:-1])
-        needs.pop(0 if ctx.carried else 1)
+        needs.pop(1)  # of a carrier, which is there where x needs one
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y.detach(), 0)  # a NaN lets it pass
         if torch.is_grad_enabled() or transforms_active(grad):
@@ -154,12 +154,12 @@ class _Transform(torch.autograd.Function):
             def reference(x, mean, rstd, weight, bias):
                 return bnet_reference(x, mean, rstd, weight, bias).to(grad.dtype)
 
-            grads = _differentiable(reference, (x, mean, rstd, weight, bias), needs, grad)
+            grads = differentiable(reference, (x, mean, rstd, weight, bias), needs, grad)
         else:
             grad_x, grad_weight, grad_bias, grad_mean, grad_rstd = torch.ops.bnet_mm.backward(
                 grad, x, mean, rstd, weight, needs[3], needs[1] or needs[2], ctx.carried
             )
-            grad_weight, grad_bias = _in_strides_of(weight, grad_weight), _in_strides_of(bias, grad_bias)
+            grad_weight, grad_bias = in_strides_of(weight, grad_weight), in_strides_of(bias, grad_bias)
             grads = [grad_x, grad_mean, grad_rstd, grad_weight, grad_bias]
         grads.append(grad if needs[5] else None)
         grads.insert(0 if ctx.carried else 1, None)
@@ -178,7 +178,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx, grad, grad_mean, grad_var):
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled() or transforms_active(grad, grad_mean, grad_var):
-            (through_moments,) = _differentiable(
+            (through_moments,) = differentiable(
                 lambda x: moments_reference(x, ctx.over_batch), (x,), (True,), (grad_mean, grad_var)
             )
             return (grad + through_moments).to(x.dtype), None
@@ -188,12 +188,12 @@ class _Moments(torch.autograd.Function):
         return grad, None
 
 
-def _in_strides_of(parameter: Tensor, grad: Tensor) -> Tensor:
+def in_strides_of(parameter: Tensor, grad: Tensor) -> Tensor:
     """DistributedDataParallel wants gradients in the strides of their parameters, those of a single element too."""
     return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
 
 
-def _differentiable(function, inputs, needs, grads) -> list[Tensor | None]:
+def differentiable(function, inputs, needs, grads) -> list[Tensor | None]:
     """Gradients of ``function`` in those ``inputs`` that need one, in float32 at least, by torch's own operators.
 
     They can be differentiated again, and have rules for every function transform.

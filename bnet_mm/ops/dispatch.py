@@ -86,12 +86,17 @@ def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, and does not trace into it
 def choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str:
-    """The name of the backend for such a call, 'reference' if no compiled one fits.
+    """The name of the backend for such a call, 'reference' if no compiled one fits; the same for ever.
 
     Raises:
         ValueError: For an unknown choice.
         BackendError: If the choice is a backend that cannot run this.
     """
+    return _choose(choice, device, dtype, k, dilation)
+
+
+@functools.cache
+def _choose(choice: str, device: str, dtype: torch.dtype, k: int, dilation: int) -> str:
     if choice not in ('auto', 'reference', *BACKENDS):
         raise ValueError(f'{VARIABLE} must be auto, reference, {" or ".join(BACKENDS)}, got {choice!r}')
     if choice in BACKENDS:
@@ -123,16 +128,21 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 
 
+if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
+    _autocasts, _autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+else:
+
+    def _autocasts(device: str) -> bool:
+        return torch.is_autocast_cpu_enabled() if device == 'cpu' else torch.is_autocast_enabled()
+
+    def _autocast_dtype(device: str) -> torch.dtype:
+        return torch.get_autocast_cpu_dtype() if device == 'cpu' else torch.get_autocast_gpu_dtype()
+
+
 def convolution_dtype(x: Tensor) -> torch.dtype:
     """The dtype of torch's convolutions of x: autocast's, where that is on."""
     device = x.device.type
-    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    elif device == 'cpu':
-        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    else:
-        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return dtype if enabled and x.dtype != torch.float64 else x.dtype
+    return _autocast_dtype(device) if _autocasts(device) and x.dtype != torch.float64 else x.dtype
 
 
 def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:
@@ -141,6 +151,12 @@ def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:
         return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
     except (ValueError, BackendError):
         return f'none ({VARIABLE}={os.environ[VARIABLE]} cannot run here)'
+
+
+def forget() -> None:
+    """Make the next calls load and choose anew."""
+    load_backend.cache_clear()
+    _choose.cache_clear()
 
 
 def backend_report() -> dict[str, str]:

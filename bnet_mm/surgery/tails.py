@@ -74,17 +74,21 @@ class FusedResNetBlock(FusedTail, ResNetBlock):
         if self._plugin_names(len(self._convolutions())):
             return 'a plugin follows the last norm'
         drop_path = getattr(self, 'drop_path', None)  # mmpretrain
-        if drop_path is not None and not isinstance(drop_path, nn.Identity) and drop_path.training:
-            return f'{type(drop_path).__name__} follows the last norm in training'
+        active = drop_path is not None and not isinstance(drop_path, nn.Identity) and drop_path.training
+        if active or (drop_path is not None and has_hooks(drop_path)):
+            return f'{type(drop_path).__name__} follows the last norm'
         return ''
 
     def _fused(self, x: Tensor) -> Tensor:
         *inner, last = self._convolutions()
+        identity = self._shortcut(x)  # first, while there is no large map beside its own
         out = x
         for i, conv in enumerate(inner, 1):
-            out = self._plugins(i, self.relu(self._norm(i)(conv(out))))
+            out = conv(out)  # one step at a time: what a nested call was given would live until all of it returns
+            out = self._norm(i)(out)
+            out = self._plugins(i, self.relu(out))
         out = last(out)
-        return self._last_norm()(out, self._shortcut(x), relu=True)
+        return self._last_norm()(out, identity, relu=True)
 
 
 class FusedConvModuleBlock(FusedTail):
@@ -106,12 +110,13 @@ class FusedConvModuleBlock(FusedTail):
 
     def _fused(self, x: Tensor) -> Tensor:
         convolutions: list[Duck] = self._convolutions()
+        identity = self._shortcut(x)
         out = x
         for conv in convolutions[:-1]:
             out = conv(out)
         last = convolutions[-1]
         out = last.conv(out)
-        return last.norm(out, self._shortcut(x), relu=True)
+        return last.norm(out, identity, relu=True)
 
 
 def fuse_tails(model: nn.Module) -> dict[str, str]:

@@ -78,6 +78,7 @@ def test_allow_list_does_not_leak_into_plain_torch_load(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (None, 'does not exist'), (b'', 'not a readable checkpoint'), (b'hello, this is no checkpoint\n' * 40, 'readable'),
+    (b'\x80\x04 nonsense' * 40, 'no torch file .Unsupported operand 32.$'),
     ('truncated', 'not a readable checkpoint'), ('tensor', 'holds a Tensor, not a dict'),
 ])  # fmt: skip
 def test_files_that_are_no_checkpoints(tmp_path, content, message):

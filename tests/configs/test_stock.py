@@ -1,5 +1,6 @@
 """Any stock config becomes its BNET version with one line: see helpers/zoo.py for the configs and how it is said."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 
 from bnet_mm import BNET
+from bnet_mm.surgery.tails import FusedTail, unfuse_tails
 from helpers import zoo
 
 
@@ -86,6 +88,17 @@ def test_bnet_version_of_a_stock_config(entry):
             layer.bnconv.weight.add_(torch.randn_like(layer.bnconv.weight) * 0.1)
     after = zoo.outputs(model, entry, data)
     assert any(not torch.allclose(a, b) for a, b in zip(after, before))
+
+    # In one pass or by the host's code, the tails of its residual blocks are the same.
+    twin = copy.deepcopy(model)
+    unfuse_tails(twin)
+    assert not any(isinstance(m, FusedTail) for m in twin.modules())
+    assert_same(zoo.outputs(twin, entry, data), after)
+    got, want = (zoo.learned(copy.deepcopy(m), entry, data) for m in (model, twin))
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-7, atol=1e-9 * max(1, value.abs().max()), msg=name)
+
     again = zoo.build(entry, entry.bnet)
     again.load_state_dict(model.state_dict())
     assert_same(zoo.outputs(again, entry, data), after)

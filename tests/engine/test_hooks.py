@@ -1,4 +1,6 @@
-"""CBNBurnIn and FreezeTransform."""
+"""CBNBurnIn, FreezeTransform and NormStatisticsHook."""
+
+import json
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+import bnet_mm.host.compat  # noqa: F401  (before mmengine asks torchvision for its version)
 from bnet_mm import BNET, CBN
-from bnet_mm.engine.hooks import FreezeTransform
+from bnet_mm.engine.hooks import FreezeTransform, NormStatisticsHook, norm_statistics
 
 
 def test_burn_in_hook_counts_epochs():
@@ -43,7 +46,7 @@ class Toy(BaseModel):
         return dict(loss=self.head(self.bn(self.conv(x))).square().mean())
 
 
-def run(work_dir, epochs, **options):
+def run(work_dir, epochs, hook=None, **options):
     data = [dict(x=image) for image in torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
     states = []
 
@@ -64,7 +67,7 @@ def run(work_dir, epochs, **options):
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-2)),
-        custom_hooks=[Record(epoch=1)],
+        custom_hooks=[hook or Record(epoch=1)],
         default_hooks=dict(logger=None, runtime_info=None),
         experiment_name=f'freeze{work_dir.name}{epochs}{len(options)}',
         **options,
@@ -112,3 +115,44 @@ def test_freeze_transform_refuses_what_it_cannot_do():
     runner = type('Runner', (), dict(model=nn.Conv2d(3, 3, 1)))
     with pytest.raises(ValueError, match='no BNET'):
         FreezeTransform(epoch=1).before_train(runner)
+
+
+def by_loops(layer):
+    """In float64 and numbers."""
+    weight, k = layer.bnconv.weight.double(), layer.bnconv.k
+    total = sum(value**2 for value in weight.flatten().tolist())
+    centre = sum(kernel[0][k // 2][k // 2] ** 2 for kernel in weight.tolist())
+    bias = sum(value**2 for value in layer.bnconv.bias.tolist())
+    return dict(off_centre=1 - centre / total, tap_norm=total**0.5, bias_norm=bias**0.5)
+
+
+def test_norm_statistics():
+    model = nn.ModuleList([BNET(4, 5), BNET(4, 3, norm='IN'), BNET(4, 3), nn.BatchNorm2d(4)])
+    for layer in model[:2]:
+        nn.init.normal_(layer.bnconv.weight)
+        nn.init.normal_(layer.bnconv.bias)
+    model[0].norm.running_mean.copy_(torch.tensor([3.0, -2, 0, 1]))
+    model[0].norm.running_var.copy_(torch.tensor([3.0, 0.5, 1, 1]))
+    found = norm_statistics(model)
+    running = dict(mean_min=-2, mean_max=3, var_min=0.5, var_max=3)
+    want = {f'bnet/0/{key}': value for key, value in {**by_loops(model[0]), **running}.items()}
+    want.update({f'bnet/1/{key}': value for key, value in by_loops(model[1]).items()})
+    fresh = dict(off_centre=0, tap_norm=2, bias_norm=0, mean_min=0, mean_max=0, var_min=1, var_max=1)
+    want.update({f'bnet/2/{key}': value for key, value in fresh.items()})
+    assert found == pytest.approx(want, rel=1e-5)
+
+
+def test_norm_statistics_reach_the_visualizer(tmp_path):
+    """At the interval, counted over epochs, in the file that curves are read from."""
+    run(tmp_path, 3, hook=HOOKS.build(dict(type='NormStatisticsHook', interval=4)))
+    (file,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line['step'] for line in lines] == [4]  # of 3 epochs of 2 iterations
+    assert set(lines[0]) == {'step', *norm_statistics(Toy())} and lines[0]['bnet/bn/off_centre'] > 0
+
+
+def test_norm_statistics_refuse_a_model_without():
+    with pytest.raises(ValueError, match='interval must be a positive integer, got 0'):
+        NormStatisticsHook(interval=0)
+    with pytest.raises(ValueError, match='no BNET'):
+        NormStatisticsHook().before_train(type('Runner', (), dict(model=nn.BatchNorm2d(3))))

@@ -70,7 +70,7 @@ def run(layer: nn.Module, x, grad, residual=None, relu=False) -> Result:
 
 
 def exact(layer: BNET, x, grad, residual=None, relu=False) -> Result:
-    """The same in float64 on the CPU from the paper's formula, without changing the layer; the mask is that of y > 0."""
+    """The same in float64 on the CPU from the paper's formula, which leaves the layer as it is."""
     x, grad = x.detach().double().cpu().requires_grad_(), grad.double().cpu()
     parameters = {n: p.detach().double().cpu().requires_grad_() for n, p in layer.named_parameters()}
     running = {f'running_{n}': getattr(layer.norm, f'running_{n}').double().cpu() for n in ('mean', 'var')}

@@ -268,11 +268,11 @@ def _sample(entry):
     return dict(inputs=inputs, data_samples=DataSample().set_gt_label(1))
 
 
-def outputs(model, entry, data):
-    """What the model computes in evaluation, in double precision, up to where it chooses (proposals, boxes, masks)."""
-    model.eval()
+def outputs(model, entry, data, training=False):
+    """What the model computes in double precision, up to where it chooses (proposals, boxes, masks)."""
+    model.train(training)
     model.double()
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         data = model.data_preprocessor(copy.deepcopy(data), False)
         inputs = data['inputs'].double()
         if entry.scope in ('mmaction', 'mmpretrain'):
@@ -280,8 +280,21 @@ def outputs(model, entry, data):
         else:
             features = model.extract_feat(inputs)
             found = [features, *(head(features) for head in _heads(model, entry.scope))]
-    model.float()
+    if not training:
+        model.float()
     return list(tensors(found))
+
+
+def learned(model, entry, data):
+    """The same in training, the gradients of its square, and what the model remembers of it: name -> tensor."""
+    torch.manual_seed(0)
+    found = outputs(model, entry, data, training=True)
+    sum(y.square().mean() for y in found).backward()
+    gradients = {f'gradient of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
+    values = {**{f'output {i}': y.detach() for i, y in enumerate(found)}, **gradients, **dict(model.named_buffers())}
+    model.zero_grad()
+    model.float()
+    return values
 
 
 def _heads(model, scope):

@@ -34,3 +34,5 @@ def test_bn_conv_reads_a_bn_checkpoint_and_costs_what_bnet_costs():
     assert count[0] == 4 * 2 + 4 * 9 and count[1] == 4 + 4 * 9
     with pytest.raises(ValueError, match='BNConv: k must be a positive odd integer, got 2'):
         BNConv(4, k=2)
+    with pytest.raises(ValueError, match='BNConv: num_features must be'):
+        BNConv(0)

@@ -245,3 +245,12 @@ def test_sn_bad_input_changes_nothing(kind, shape):
     with pytest.raises(ValueError, match=rf'{kind.__name__}: input must be {kind.input_dim}-D with num_features=4'):
         layer(torch.randn(shape))
     assert layer.bn.num_batches_tracked == 0 and layer.bn.running_mean.abs().max() == 0
+
+
+def test_only_the_statistics_are_kept_from_conversions():
+    """torch's and mmengine's conversion of batch norms put theirs at ``bn`` by add_module; other modules may come."""
+    layer, extra = SN2d(4), torch.nn.Identity()
+    own = layer.bn
+    layer.add_module('bn', torch.nn.SyncBatchNorm(4))
+    layer.add_module('extra', extra)
+    assert layer.bn is own and layer.extra is extra

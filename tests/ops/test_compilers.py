@@ -39,7 +39,7 @@ def test_model_under_autocast(training):
         twin = copy.deepcopy(model).train(training)
         with Calls() as calls, torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
             y = twin(x)
-        assert calls.names.count('forward') == 2 and y.dtype == (torch.bfloat16 if enabled else torch.float32)
+        assert calls.names.count('norm') == 2 and y.dtype == (torch.bfloat16 if enabled else torch.float32)
         (y.float() * grad).sum().backward()
         results.append([y.float().detach(), *(p.grad for p in twin.parameters()), *twin.buffers()])
     for low, full in zip(*results):

@@ -35,12 +35,12 @@ def pretend(monkeypatch):
         for name, outcome in outcomes.items():
             table[name] = table[name]._replace(load=loader(outcome), device=dict(cpp='cpu', triton='cuda')[name])
         monkeypatch.setattr(dispatch, 'BACKENDS', table)
-        dispatch.load_backend.cache_clear()
+        dispatch.forget()
 
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     yield replace
     monkeypatch.undo()
-    dispatch.load_backend.cache_clear()
+    dispatch.forget()
 
 
 # What both can take: (device, dtype, k, dilation) -> backend

@@ -211,13 +211,13 @@ def _package_on_the_cpu() -> Iterator[None]:
             library.impl(function.__name__, function, 'CPU', allow_override=True)
         dispatch.BACKENDS.clear()
         dispatch.BACKENDS['triton'] = triton
-        dispatch.load_backend.cache_clear()
+        dispatch.forget()
         yield
     finally:
         library._destroy()
         dispatch.BACKENDS.clear()
         dispatch.BACKENDS.update(backends)
-        dispatch.load_backend.cache_clear()
+        dispatch.forget()
 
 
 @contextlib.contextmanager

@@ -104,6 +104,7 @@ class Other(nn.Module):
     def __init__(self, how):
         super().__init__()
         self.how, self.conv, self.bn = how, nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.gamma = nn.Parameter(torch.zeros(4, 1, 1))
         if how == 'two inputs':
             self.forward = lambda x, skip=None: self.bn(self.conv(x) + skip)
 
@@ -117,6 +118,9 @@ class Other(nn.Module):
         if self.how == 'both':
             y = self.conv(x)
             return y + self.bn(y)
+        if self.how == 'both, one times 0':
+            y = self.conv(x)
+            return self.gamma * y + self.bn(y)
         if self.how == 'twice':
             return self.bn(self.conv(self.bn(self.conv(x))))
         if self.how == 'small branch':
@@ -130,13 +134,15 @@ class Other(nn.Module):
 
 @pytest.mark.parametrize('how, message', [
     ('after', ''), ('before', 'does not apply it directly'), ('relu between', 'does not apply it directly'),
-    ('both', 'uses the convolution besides it'), ('twice', 'does not apply it directly'),
+    ('both', 'uses the convolution besides it'), ('both, one times 0', 'uses the convolution besides it'),
+    ('twice', 'does not apply it directly'),
     ('small branch', 'does not apply it directly'), ('dead in the trial', 'does not apply it directly'),
     ('two inputs', 'does not take one map alone'), ('dict', 'cannot be tried'), ('nothing', 'cannot be tried'),
 ])  # fmt: skip
 def test_unknown_modules_are_tried(how, message):
     """Registered next to each other is not yet used one after the other; what differs is undone and reported."""
     net = randomised(Other(how))
+    nn.init.zeros_(net.gamma)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     generator = torch.random.get_rng_state()
     report = bnet_mm.fold(net)

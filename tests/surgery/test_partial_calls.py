@@ -58,13 +58,31 @@ class InList(Owner):
         return x
 
 
+class ThroughAView(Owner):
+    def forward(self, x):
+        for layer in self.stem.children():
+            x = layer(x)
+        return x
+
+
+class ThroughItsDict(Owner):
+    def forward(self, x):
+        return self.stem._modules['0'](x)
+
+
+class ThroughAnotherMethod(Owner):
+    def forward(self, x):
+        return [layer for layer in self.stem.parameters()][0] + self.stem(x).mean()
+
+
 class InListByIndex(Owner):
     def forward(self, x):
         return self.stages[0][1](self.stem(x))
 
 
 @pytest.mark.parametrize('kind, names', [
-    (Whole, []), (Indexes, ['stem']), (Loops, ['stem']), (LoopsByName, ['stem']),
+    (Whole, []), (Indexes, ['stem']), (Loops, ['stem']), (LoopsByName, ['stem']), (ThroughAView, ['stem']),
+    (ThroughItsDict, ['stem']), (ThroughAnotherMethod, []),
     (InList, ['stages.0', 'stages.1']), (InListByIndex, ['stages.0', 'stages.1']),
 ])  # fmt: skip
 def test_warns_of_what_is_taken_apart(kind, names):

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,6 +135,27 @@ def test_rounding(k, channels_last, dtype):
         assert got.dtype == theirs.dtype and got.stride() == theirs.stride()
         our, their = ((y.double() - exact).square().mean().sqrt() for y in (got, theirs))
         assert our <= 1.1 * their, (name, our, their)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_nothing_more_is_kept_for_the_backward_pass(k):
+    """Storages that autograd keeps in a training step: at most the bytes of the model with BN."""
+    model, x, kept = host('torchvision', 50), torch.randn(2, 3, 64, 64), []
+
+    def keep(tensor):
+        kept[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for enhance in (False, True):
+        if enhance:
+            bnet_mm.enhance(model, k=k)
+        kept.append({})
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = model(x)
+        kept[-1] = sum(kept[-1].values()) - sum(parameter.nbytes for parameter in model.parameters())
+        del y
+    plain, fused = kept
+    assert 1e7 < fused <= 1.001 * plain
 
 
 @pytest.mark.parametrize('where, k', [('C', 1), ('AC', 3), ('all', 1)])
@@ -278,13 +300,15 @@ def test_plugins_and_drop_path():
 
     model = host('mmpretrain', 18, drop_path_rate=0.5)
     report = bnet_mm.enhance(model, k=3)
-    assert {reason for reason in report.tails.values() if reason} == {'DropPath follows the last norm in training'}
+    assert {reason for reason in report.tails.values() if reason} == {'DropPath follows the last norm'}
     block, x = model.layer4[1], torch.randn(64, 512, 3, 2)
     y = block(x)
     dropped = (y - x.relu()).flatten(1).abs().amax(1) == 0
     assert 10 < dropped.sum() < 54
     _, sums = run(block.eval(), x)
     assert sums.ours == 1
+    block.drop_path.register_forward_hook(lambda module, inputs, y: y + 1)
+    assert run(block, x)[1].ours == 0
 
 
 def test_conv_modules_that_do_more():
@@ -401,6 +425,37 @@ def test_torch_compile(training):
 
 
 TRIDENT = dict(strides=(1, 2, 2), dilations=(1, 1, 1), trident_dilations=(1, 2, 3), num_stages=3, out_indices=(2,))
+
+
+def test_distributed_wrappers():
+    """DDP, FSDP of a block, and FSDP of its last norm, whose class is then another; one process of each."""
+    fsdp = pytest.importorskip('torch.distributed.fsdp')
+    if not hasattr(fsdp, 'fully_shard'):
+        pytest.skip('fully_shard: since torch 2.6')
+
+    def sharded(name):
+        def wrap(model):
+            fsdp.fully_shard(model.get_submodule(name), mesh=dist.device_mesh.init_device_mesh('cpu', (1,)))
+            assert isinstance(model.layer1[0], FusedTail)
+            return model
+
+        return wrap
+
+    plain, fused = enhanced(host('torchvision', 18), k=3)
+    x = torch.randn(2, 3, 32, 32)
+    want, _ = learn(plain, x)
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrappers = [(nn.parallel.DistributedDataParallel, 8), (sharded('layer1.0'), 8), (sharded('layer1.0.bn2'), 7)]
+        for wrap, count in wrappers:
+            got, sums = learn(wrap(copy.deepcopy(fused)), x)
+            assert sums.ours == count
+            torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got[1], want[1], rtol=1e-3, atol=1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
 UNKNOWN = [
     ('mmdet', dict(type='Res2Net', depth=50, scales=4)),
     ('mmpretrain', dict(type='SEResNet', depth=50)),

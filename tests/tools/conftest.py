@@ -1,8 +1,13 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.utils import is_installed
 
+from bnet_mm.cli import common_arguments, load_config
+from bnet_mm.engine.runner import build_model
+from bnet_mm.layers import BNET
+from bnet_mm.surgery.config import dicts_in
 from helpers.tools import run, train
 
 
@@ -21,6 +26,29 @@ def trained(shapes, tmp_path_factory):
     done = train(shapes, work_dir)
     assert done.returncode == 0, done.stderr[-3000:]
     return work_dir
+
+
+@pytest.fixture(scope='session')
+def with_taps(shapes, tmp_path_factory):
+    """A function of a config and options: a checkpoint of its model whose taps are random, without any training."""
+
+    def checkpoint(config, *options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('DATA_ROOT', str(shapes))
+            cfg = load_config(
+                common_arguments('').parse_args([str(config), *(['--cfg-options', *options] if options else [])])
+            )
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        for module in model.modules():
+            if isinstance(module, BNET):
+                torch.nn.init.normal_(module.bnconv.weight, std=0.2)
+        path = tmp_path_factory.mktemp('taps') / 'random.pth'
+        meta = next((node['metainfo'] for _, node in dicts_in(cfg.to_dict()) if 'metainfo' in node), {})
+        torch.save(dict(meta=dict(dataset_meta=meta), state_dict=model.state_dict()), path)
+        return path
+
+    return checkpoint
 
 
 @pytest.fixture
@@ -50,7 +78,8 @@ loader = dict(
     batch_size=2, num_workers=0, persistent_workers=False, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         _delete_=True, type='BaseSegDataset', data_root='{tmp_path}', img_suffix='.png', seg_map_suffix='.png',
-        data_prefix=dict(img_path='images', seg_map_path='masks'), metainfo=dict(classes=('a', 'b')), pipeline=pipeline,
+        data_prefix=dict(img_path='images', seg_map_path='masks'), pipeline=pipeline,
+        metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [255, 0, 0]]),
     ),
 )
 train_dataloader = val_dataloader = test_dataloader = loader

@@ -26,7 +26,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from benchmark_tables import KERNEL_SIZES, write_readme
+from benchmark_tables import FUSED_BN, KERNEL_SIZES, write_readme
 from bnet_mm.cli import UserError, run_tool
 from bnet_mm.engine.runner import build_model
 from bnet_mm.layers import BNET
@@ -177,29 +177,36 @@ def roofline(quantity: str, x: torch.Tensor, passes: int, products: int) -> list
 def benchmark_backbone(runs: int) -> Rows:
     """ResNet-50 with BNET at C: inference of 800 x 1333, plain and folded; training steps of 8 x 224 x 224"""
     torch.manual_seed(0)
-    nets = {k: resnet(k) for k in (None, *KERNEL_SIZES)}
+    nets = {k: resnet(k) for k in (None, 1, *KERNEL_SIZES)}
+
+    def all_of(make: Callable[[int | None], Callable[[], object]]) -> dict[str, Callable[[], object]]:
+        return candidates(make) | {FUSED_BN: make(1)}
+
     image, batch = torch.randn(1, 3, 800, 1333, device=device()), torch.randn(8, 3, 224, 224, device=device())
     for net in nets.values():
         net.eval()
-    yield timed('inference 1x3x800x1333', candidates(lambda k: evaluate(nets[k], image)), runs)
+    yield timed('inference 1x3x800x1333', all_of(lambda k: evaluate(nets[k], image)), runs)
     folded = {k: fold(net, inplace=False).model for k, net in nets.items()}
     calls = {name: evaluate(folded[k], image) for k, name in [(None, 'BN'), *((k, f'BNET-{k}') for k in KERNEL_SIZES)]}
     yield timed('inference, folded 1x3x800x1333', calls, runs)
-    for statistics_of, norm_eval in (('batch', False), ('frozen', True)):
+    for statistics_of in ('batch', 'frozen'):
         for net in nets.values():
-            net.norm_eval = norm_eval  # True is mmdet's default: norms stay in evaluation mode
             net.train()
-        steps = candidates(lambda k: lambda: train_step(nets[k], batch))
+            if statistics_of == 'frozen':
+                freeze_statistics(net)
+        steps = all_of(lambda k: lambda: train_step(nets[k], batch))
         yield timed(f'training step, {statistics_of} statistics 8x3x224x224', steps, runs)
+    kept = all_of(lambda k: lambda: saved_bytes(nets[k], batch))
+    yield [(name, 'saved for backward 8x3x224x224', call() / 2**20, 'MiB') for name, call in kept.items()]
     if device() == 'cuda':
-        peaks = candidates(lambda k: lambda: peak_memory(lambda: train_step(nets[k], batch)))
+        peaks = all_of(lambda k: lambda: peak_memory(lambda: train_step(nets[k], batch)))
         yield [(name, 'peak memory 8x3x224x224', call() / 2**20, 'MiB') for name, call in peaks.items()]
 
 
 def resnet(k: int | None) -> nn.Module:
-    from mmdet.models.backbones import ResNet  # after launch has mended what is broken
+    from torchvision.models import resnet50  # after bnet_mm has mended what is broken
 
-    net = ResNet(50)
+    net = resnet50()
     if k:
         enhance(net, k=k, where='C')
         for name, parameter in net.named_parameters():
@@ -208,9 +215,16 @@ def resnet(k: int | None) -> nn.Module:
     return net.to(device())
 
 
+def freeze_statistics(net: nn.Module) -> None:
+    """What ``norm_eval=True``, mmdet's default, does."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def train_step(net: nn.Module, x: torch.Tensor) -> None:
     net.zero_grad()
-    sum(y.square().mean() for y in net(x)).backward()
+    net(x).square().mean().backward()
 
 
 def peak_memory(call: Callable[[], object]) -> int:

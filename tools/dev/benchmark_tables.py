@@ -12,6 +12,7 @@ from checkout import ROOT
 
 README = ROOT / 'bnet_mm' / 'ops' / 'README.md'
 KERNEL_SIZES = (3, 5, 7)
+FUSED_BN = 'BN, fused tail'  # BNET-1 at C: BN, the residual's sum and ReLU in one pass
 PLAIN = 'x86_64 AVX512, 2 threads'  # the device of rows that say nothing of it
 
 
@@ -28,9 +29,12 @@ def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:
 
 def kernel_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
     """Ratios to BN of one benchmark, by kernel size; the two-operator form's in brackets."""
-    lines = ['| what | BN | k = 3 | k = 5 | k = 7 |', '|---|---|---|---|---|']
+    fused = [FUSED_BN] if any(FUSED_BN in rows for rows in results.values()) else []
+    header = ['what', 'BN', *fused, *(f'k = {k}' for k in KERNEL_SIZES)]
+    lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' * len(header)]
     for quantity, rows in results.items():
         cells = [f'{float(rows["BN"]["value"]):.1f} {rows["BN"]["unit"]}']
+        cells += [f'{float(rows[name]["ratio_to_bn"]):.2f}' if name in rows else '' for name in fused]
         for k in KERNEL_SIZES:
             ratio, two = rows[f'BNET-{k}']['ratio_to_bn'], rows.get(f'two operators, k={k}')
             cells.append(f'{float(ratio):.2f}' + (f' ({float(two["ratio_to_bn"]):.2f})' if two else ''))

@@ -5,8 +5,8 @@
 First the tests of the rooms run once as things are, which tells who runs which line and for how long; with --keep that
 stays in FOLDER, and is used again from there. A mutant then gets the tests of its line, the fastest first, for so many
 seconds of theirs. It is killed by a failing test, by a failing import, or where it takes ten times as long. Prints a
-line for each mutant and the score; the changed code is never written to the disk. Tests that run the package in
-processes of their own see the unchanged code.
+line for each mutant and the score. All of it happens in a copy of the checkout, where a test that runs the package in
+a process of its own sees the mutant too; nothing is changed here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from checkout import ROOT  # first: is this the right Python?
 import argparse
 import ast
 import copy
-import importlib.machinery
-import importlib.util
 import itertools
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,7 +73,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield 'left out', ast.Pass()
 
 
-def mutants(path: Path) -> Iterator[tuple[str, range, ast.Module]]:
+def mutants(path: Path, root: Path) -> Iterator[tuple[str, range, ast.Module]]:
     """All mutants of a module, one at a time: what is changed, its lines, and the tree, which changes back."""
     tree = ast.parse(path.read_text())
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]  # messages, and types
@@ -88,7 +87,7 @@ def mutants(path: Path) -> Iterator[tuple[str, range, ast.Module]]:
                 for word, new in changes(node):
                     put(parent, name, i, ast.copy_location(new, node))
                     lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-                    what = f'{path.relative_to(ROOT)}:{node.lineno} {word}: {ast.unparse(node).splitlines()[0]}'
+                    what = f'{path.relative_to(root)}:{node.lineno} {word}: {ast.unparse(node).splitlines()[0]}'
                     yield what, lines, tree
                     put(parent, name, i, node)
 
@@ -102,32 +101,25 @@ def put(parent: ast.AST, name: str, i: int, node: ast.AST) -> None:
 
 
 def survives(tests: list[str], timeout: int, path: Path, tree: ast.Module) -> bool:
-    """Whether the tests pass in a forked process, in which the module at ``path`` is the mutant ``tree``."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    code = 9
-    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    """Whether the tests pass, in a forked process, while the module at ``path`` is the mutant ``tree``."""
+    text = path.read_text()
+    path.write_text(ast.unparse(tree))
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout + 5))
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        code = 9
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (timeout, timeout + 5))
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+            import pytest
 
-        class Loader(importlib.machinery.SourceFileLoader):
-            def get_code(self, fullname: str):
-                return compile(ast.fix_missing_locations(tree), str(path), 'exec')
-
-        class Finder:
-            @staticmethod
-            def find_spec(name: str, *_):
-                return importlib.util.spec_from_loader(name, Loader(name, str(path))) if name == module else None
-
-        sys.meta_path.insert(0, Finder)
-        import pytest
-
-        code = int(pytest.main(['-x', '-p', 'no:cacheprovider', *tests]))
+            code = int(pytest.main(['-x', '-p', 'no:cacheprovider', *tests]))
+        finally:
+            os._exit(code)
     finally:
-        os._exit(code)
+        path.write_text(text)
 
 
 class Runs:
@@ -171,12 +163,30 @@ def main() -> None:
     parser.add_argument('--keep', type=Path, metavar='FOLDER', help='where the first run of the tests is kept')
     parser.add_argument('--tests', nargs='+', default=TESTS, help='those that are run')
     args = parser.parse_args()
-    os.chdir(ROOT)
-    files = [path.resolve() for path in args.files] or [p for place in PLACES for p in ROOT.glob(f'bnet_mm/{place}')]
-    found = [(path, n, what) for path in sorted(files) for n, (what, *_) in enumerate(mutants(path))]
+    with tempfile.TemporaryDirectory() as temporary:
+        try_mutants(args, args.keep or Path(temporary))
+
+
+def copy_of_the_checkout(folder: Path) -> Path:
+    """The one in ``folder`` if there is one already."""
+    target = folder / 'tree'
+    if not target.exists():
+        folder.mkdir(exist_ok=True)
+        left_out = shutil.ignore_patterns('.*', 'build', 'dist', 'data', 'work_dirs', 'checkpoints', '__pycache__')
+        shutil.copytree(ROOT, target, ignore=left_out)
+    return target.resolve()
+
+
+def try_mutants(args: argparse.Namespace, folder: Path) -> None:
+    root = copy_of_the_checkout(folder)
+    os.chdir(root)
+    sys.path[:0] = [str(root), str(root / 'tests')]
+    os.environ['PYTHONPATH'] = os.pathsep.join(sys.path[:2])
+    files = [root / path.resolve().relative_to(ROOT) for path in args.files]
+    files = files or [path for place in PLACES for path in root.glob(f'bnet_mm/{place}')]
+    found = [(path, n, what) for path in sorted(files) for n, (what, *_) in enumerate(mutants(path, root))]
     sample = random.Random(args.seed).sample(found, min(args.sample, len(found)))
-    with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(args.keep or Path(folder), args.tests)
+    runs = Runs(folder, args.tests)
     import mmcv.cnn  # noqa: F401  (what takes long to import, once for all; nothing of this package)
     import mmengine.runner  # noqa: F401
     import pytest  # noqa: F401
@@ -186,7 +196,7 @@ def main() -> None:
     left = []
     for i, (path, n, what) in enumerate(sample, 1):
         begin = time.time()
-        _, lines, tree = next(itertools.islice(mutants(path), n, None))
+        _, lines, tree = next(itertools.islice(mutants(path, root), n, None))
         tests = runs.of(path, lines, args.seconds)
         alive = not tests or survives(tests, 10 * args.seconds, path, tree)
         left += [f'{what} ({len(tests)} tests)'] if alive else []

@@ -55,7 +55,7 @@ print(pathlib.Path(torch.__file__).parent / "lib", int(torch._C._GLIBCXX_USE_CXX
 if [ ! -f "$BUILT" ]; then
   echo "compiling with ${FLAGS[*]}"
   g++ -std=c++20 -O1 -g -fno-omit-frame-pointer -fPIC -shared -fopenmp -Wl,-Bsymbolic "${FLAGS[@]}" \
-    -D_GLIBCXX_USE_CXX11_ABI="$ABI" "${INCLUDES[@]}" bnet_mm/ops/csrc/bnet_cpu.cpp tools/dev/sanitize_faults.cpp \
+    -D_GLIBCXX_USE_CXX11_ABI="$ABI" "${INCLUDES[@]}" bnet_mm/ops/csrc/*.cpp tools/dev/sanitize_faults.cpp \
     -o part.so -L"$LIBRARIES" -lc10 -ltorch_cpu -ltorch
   mv part.so "$BUILT"
 fi

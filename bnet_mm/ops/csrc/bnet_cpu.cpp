@@ -1,4 +1,4 @@
-// The CPU operators behind bnet_mm.ops: checks, choice of the instruction set, registration. Kernels: kernels.h.
+// The CPU operators behind bnet_mm.ops: checks, choice of the instruction set, registration. Kernels: loops.h.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -27,9 +27,16 @@ struct Sizes {
   int64_t pixels() const { return height * width; }
 };
 
+// Hot loops are compiled once, not inlined into every caller.
+#if defined(__GNUC__)
+#define ONCE __attribute__((noinline))
+#else
+#define ONCE
+#endif
+
 namespace generic {
 #define VECTOR_BYTES 16
-#include "kernels.h"
+#include "loops.h"
 #undef VECTOR_BYTES
 }  // namespace generic
 
@@ -40,7 +47,7 @@ namespace generic {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #define VECTOR_BYTES 32
-#include "kernels.h"
+#include "loops.h"
 #undef VECTOR_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
@@ -48,7 +55,7 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 #define VECTOR_BYTES 64
-#include "kernels.h"
+#include "loops.h"
 #undef VECTOR_BYTES
 }  // namespace avx512
 #pragma GCC pop_options
@@ -103,6 +110,16 @@ at::Tensor in_format(const at::Tensor& x, bool channels_last) {
   return x.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
+at::Tensor in_format(const std::optional<at::Tensor>& x, bool channels_last) {
+  return x ? in_format(*x, channels_last) : at::Tensor();
+}
+
+// Null for an undefined tensor.
+template <typename T>
+const T* const_data(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; }
+template <typename T>
+T* data(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; }
+
 Sizes sizes_of(const at::Tensor& x) { return {x.size(0), x.size(1), x.size(2), x.size(3)}; }
 
 int64_t sample_stride(const at::Tensor& numbers) { return numbers.dim() == 2 ? numbers.size(1) : 0; }
@@ -118,17 +135,21 @@ int64_t sample_stride(const at::Tensor& numbers) { return numbers.dim() == 2 ? n
 #define WITH_INSTRUCTIONS(...) { using namespace generic; __VA_ARGS__ }
 #endif
 
-// Runs the statement with loops = Loops<S, A, channels_last> of the tensor's dtype and layout, and S, A.
-#define WITH_TYPES(X, CHANNELS_LAST, ...)                                                        \
-  if (X.scalar_type() == at::kFloat) { WITH_LAYOUT(float, float, CHANNELS_LAST, __VA_ARGS__) }   \
-  else if (X.scalar_type() == at::kDouble) { WITH_LAYOUT(double, double, CHANNELS_LAST, __VA_ARGS__) } \
-  else { WITH_LAYOUT(at::BFloat16, float, CHANNELS_LAST, __VA_ARGS__) }
+// Runs the statement with loops = Loops<S, A, channels_last> of the tensor's dtype and layout, and S, A. float64 is for
+// checks and has no kernels for wider vectors, which would only be compiled.
+#define WITH_TYPES(X, CHANNELS_LAST, ...)                                                              \
+  if (X.scalar_type() == at::kDouble) {                                                                \
+    using namespace generic; WITH_LAYOUT(double, double, CHANNELS_LAST, __VA_ARGS__)                   \
+  } else {                                                                                             \
+    WITH_INSTRUCTIONS(                                                                                 \
+      if (X.scalar_type() == at::kFloat) { WITH_LAYOUT(float, float, CHANNELS_LAST, __VA_ARGS__) }     \
+      else { WITH_LAYOUT(at::BFloat16, float, CHANNELS_LAST, __VA_ARGS__) })                           \
+  }
 
-#define WITH_LAYOUT(STORED, WIDE, CHANNELS_LAST, ...)                                            \
-  using S = STORED; using A = WIDE;                                                              \
-  WITH_INSTRUCTIONS(                                                                             \
-    if (CHANNELS_LAST) { typedef Loops<STORED, WIDE, true> loops; __VA_ARGS__ }                  \
-    else { typedef Loops<STORED, WIDE, false> loops; __VA_ARGS__ })
+#define WITH_LAYOUT(STORED, WIDE, CHANNELS_LAST, ...)                                                  \
+  using S = STORED; using A = WIDE;                                                                    \
+  if (CHANNELS_LAST) { typedef Loops<STORED, WIDE, true> loops; __VA_ARGS__ }                          \
+  else { typedef Loops<STORED, WIDE, false> loops; __VA_ARGS__ }
 
 #define WITH_KERNEL_SIZE(K_VALUE, ...)                                                           \
   switch (K_VALUE) {                                                                             \
@@ -146,50 +167,138 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
   check_numbers(bias_, x_, false, "bias");
   if (residual_) check_like(*residual_, x_, "residual");
   const bool channels_last = is_channels_last(x_);
-  const auto x = in_format(x_, channels_last);
-  const auto residual = residual_ ? in_format(*residual_, channels_last) : at::Tensor();
+  const auto x = in_format(x_, channels_last), residual = in_format(residual_, channels_last);
   const auto mean = mean_.contiguous(), rstd = rstd_.contiguous();
   const auto weight = weight_.contiguous(), bias = bias_.contiguous();
   auto y = LargeMaps::empty_like(x, x.scalar_type());
   if (!x.numel()) return y;
   WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
-    loops::forward<K>(sizes_of(x), x.const_data_ptr<S>(), mean.const_data_ptr<A>(), rstd.const_data_ptr<A>(),
-                      sample_stride(mean), weight.const_data_ptr<A>(), bias.const_data_ptr<A>(),
-                      residual.defined() ? residual.const_data_ptr<S>() : nullptr, relu, y.mutable_data_ptr<S>());))
+    loops::forward<K>(sizes_of(x), x.const_data_ptr<S>(), {const_data<A>(mean), const_data<A>(rstd), sample_stride(mean),
+                      const_data<A>(weight), const_data<A>(bias)}, const_data<S>(residual), relu,
+                      y.mutable_data_ptr<S>());))
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
-    const at::Tensor& grad_, const at::Tensor& x_, const at::Tensor& mean_, const at::Tensor& rstd_,
-    const at::Tensor& weight_, bool needs_weight, bool needs_statistics, bool wide_grad_x) {
-  check_map(x_, "x");
-  check_like(grad_, x_, "grad");
-  check_statistics(mean_, rstd_, x_);
-  const int64_t k = check_weight(weight_, x_), taps = k * k;
-  const bool channels_last = is_channels_last(x_);
-  const auto x = in_format(x_, channels_last), grad = in_format(grad_, channels_last);
-  const auto mean = mean_.contiguous(), rstd = rstd_.contiguous(), weight = weight_.contiguous();
-  auto grad_x = LargeMaps::empty_like(x, wide_grad_x ? wide(x) : x.scalar_type());
-  const auto size = sizes_of(x);
-  auto sums = at::zeros({size.batch, size.channels, taps + 3}, x.options().dtype(at::kDouble));
-  if (x.numel()) {
-    WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
-      const auto run = [&](auto* out) {
-        loops::template backward<K>(size, grad.const_data_ptr<S>(), x.const_data_ptr<S>(), mean.const_data_ptr<A>(),
-                                    rstd.const_data_ptr<A>(), sample_stride(mean), weight.const_data_ptr<A>(),
-                                    needs_weight, needs_statistics, out, sums.mutable_data_ptr<double>());
-      };
-      if (wide_grad_x) run(grad_x.mutable_data_ptr<A>());
-      else run(grad_x.mutable_data_ptr<S>());))
+// Without torch's operators, which would take as long as a small map.
+template <typename A>
+void copy_statistics(const at::Tensor& running_mean, const at::Tensor& running_var, double eps, at::Tensor& mean,
+                     at::Tensor& rstd) {
+  const A *from_mean = running_mean.const_data_ptr<A>(), *from_var = running_var.const_data_ptr<A>();
+  const int64_t mean_step = running_mean.stride(0), var_step = running_var.stride(0);
+  A *to_mean = data<A>(mean), *to_rstd = data<A>(rstd);
+  for (int64_t c = 0; c < mean.numel(); ++c) {
+    to_mean[c] = from_mean[c * mean_step];
+    to_rstd[c] = static_cast<A>(1 / std::sqrt(from_var[c * var_step] + eps));
   }
-  const auto total = sums.sum(0);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm(
+    const at::Tensor& x_, const std::optional<at::Tensor>& residual_, const at::Tensor& weight_, const at::Tensor& bias_,
+    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, bool batch_statistics,
+    double momentum, double eps, bool relu) {
+  check_map(x_, "x");
+  TORCH_CHECK_VALUE(batch_statistics || (running_mean && running_var),
+                    "bnet: running_mean and running_var must be given where batch statistics are not used");
+  if (running_mean) check_numbers(*running_mean, x_, false, "running_mean");
+  if (running_var) check_numbers(*running_var, x_, false, "running_var");
+  if (!batch_statistics) {
+    auto mean = at::empty({running_mean->size(0)}, running_mean->options()), rstd = at::empty_like(mean);
+    if (mean.scalar_type() == at::kDouble) copy_statistics<double>(*running_mean, *running_var, eps, mean, rstd);
+    else copy_statistics<float>(*running_mean, *running_var, eps, mean, rstd);
+    return {forward(x_, mean, rstd, weight_, bias_, residual_, relu), mean, rstd};
+  }
+  TORCH_CHECK_VALUE(x_.numel(), "bnet: x must not be empty for statistics of it, got ", x_.sizes());
+  const int64_t k = check_weight(weight_, x_);
+  check_numbers(bias_, x_, false, "bias");
+  if (residual_) check_like(*residual_, x_, "residual");
+  const bool channels_last = is_channels_last(x_);
+  const auto x = in_format(x_, channels_last), residual = in_format(residual_, channels_last);
+  const auto weight = weight_.contiguous(), bias = bias_.contiguous();
+  auto y = LargeMaps::empty_like(x, x.scalar_type());
+  auto mean = at::empty({x.size(1)}, weight.options()), rstd = at::empty_like(mean);
+  WITH_TYPES(x, channels_last, WITH_KERNEL_SIZE(k,
+    const typename loops::Running running{
+        data<A>(running_mean.value_or(at::Tensor())), data<A>(running_var.value_or(at::Tensor())),
+        running_mean ? running_mean->stride(0) : 0, running_var ? running_var->stride(0) : 0, momentum, eps};
+    loops::norm<K>(sizes_of(x), x.const_data_ptr<S>(), running, mean.mutable_data_ptr<A>(), rstd.mutable_data_ptr<A>(),
+                   const_data<A>(weight), const_data<A>(bias), const_data<S>(residual), relu, y.mutable_data_ptr<S>());))
+  return {y, mean, rstd};
+}
+
+// The maps of a backward pass in one format; y and grad_residual may be undefined.
+struct Maps {
+  at::Tensor grad, x, y, grad_x, grad_residual;
+  bool channels_last;
+};
+
+// What it gives beside the maps: the sums, if they are needed, are of g^ and of g^ * x^, where g^ is the gradient of x^, in
+// double.
+struct Sums {
+  at::Tensor grad_weight, grad_bias, sum, product;
+};
+
+Sums backward_sweeps(Maps maps, const at::Tensor& mean_, const at::Tensor& rstd_, const at::Tensor& weight_,
+              bool batch_statistics, bool needs_weight, bool needs_statistics) {
+  const auto mean = mean_.contiguous(), rstd = rstd_.contiguous(), weight = weight_.contiguous();
+  const auto& x = maps.x;
+  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) {
+    return x.numel() ? at::empty(sizes, weight.options().dtype(dtype)) : at::zeros(sizes, weight.options().dtype(dtype));
+  };
+  Sums sums{empty(weight.sizes(), weight.scalar_type()), empty({weight.size(0)}, weight.scalar_type()), {}, {}};
+  if (batch_statistics || needs_statistics) {
+    sums.sum = empty(mean.sizes(), at::kDouble), sums.product = empty(mean.sizes(), at::kDouble);
+  }
+  if (!x.numel()) return sums;
+  WITH_TYPES(x, maps.channels_last, WITH_KERNEL_SIZE(weight.size(3),
+    const auto run = [&](auto* grad_x) {
+      loops::template backward<K>(
+          sizes_of(x), x.const_data_ptr<S>(),
+          {const_data<A>(mean), const_data<A>(rstd), sample_stride(mean), const_data<A>(weight), nullptr},
+          {const_data<S>(maps.grad), const_data<S>(maps.y), data<S>(maps.grad_residual), data<A>(sums.grad_weight),
+           data<A>(sums.grad_bias), data<double>(sums.sum), data<double>(sums.product)},
+          batch_statistics, needs_weight, needs_statistics, grad_x);
+    };
+    if (maps.grad_x.scalar_type() == x.scalar_type()) run(data<S>(maps.grad_x));
+    else run(data<A>(maps.grad_x));))
+  return sums;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& rstd,
+    const at::Tensor& weight, bool needs_weight, bool needs_statistics, bool wide_grad_x) {
+  check_map(x, "x");
+  check_like(grad, x, "grad");
+  check_statistics(mean, rstd, x);
+  check_weight(weight, x);
+  const bool last = is_channels_last(x);
+  Maps maps{in_format(grad, last), in_format(x, last), {}, {}, {}, last};
+  maps.grad_x = LargeMaps::empty_like(maps.x, wide_grad_x ? wide(x) : x.scalar_type());
+  const auto sums = backward_sweeps(maps, mean, rstd, weight, false, needs_weight, needs_statistics);
+  if (!needs_statistics) {
+    return {maps.grad_x, sums.grad_weight, sums.grad_bias, at::zeros_like(mean), at::zeros_like(rstd)};
+  }
   // d/d mean = -rstd * sum(g^); d/d rstd = sum(g^ * (x - mean)) = sum(g^ * x^) / rstd
-  const auto statistics = mean.dim() == 2 ? sums : total;
-  const auto grad_mean = -statistics.select(-1, taps + 1) * rstd;
-  const auto grad_rstd = statistics.select(-1, taps + 2) / rstd;
-  const auto dtype = wide(x);
-  return {grad_x, total.narrow(1, 0, taps).reshape(weight.sizes()).to(dtype).contiguous(), total.select(1, taps).to(dtype).contiguous(),
-          grad_mean.to(dtype), grad_rstd.to(dtype)};
+  return {maps.grad_x, sums.grad_weight, sums.grad_bias, (-sums.sum * rstd).to(wide(x)), (sums.product / rstd).to(wide(x))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>> norm_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& rstd,
+    const at::Tensor& weight, const std::optional<at::Tensor>& y, bool batch_statistics, bool needs_weight,
+    bool needs_residual) {
+  check_map(x, "x");
+  check_like(grad, x, "grad");
+  check_numbers(mean, x, false, "mean");
+  check_numbers(rstd, x, false, "rstd");
+  check_weight(weight, x);
+  if (y) check_like(*y, x, "y");
+  const bool last = is_channels_last(x);
+  Maps maps{in_format(grad, last), in_format(x, last), in_format(y, last), {}, {}, last};
+  maps.grad_x = LargeMaps::empty_like(maps.x, x.scalar_type());
+  if (needs_residual && y) maps.grad_residual = LargeMaps::empty_like(maps.x, x.scalar_type());
+  const auto sums = backward_sweeps(maps, mean, rstd, weight, batch_statistics, needs_weight, false);
+  std::optional<at::Tensor> grad_residual;
+  if (needs_residual) grad_residual = y ? maps.grad_residual : grad.clone();
+  return {maps.grad_x, sums.grad_weight, sums.grad_bias, grad_residual};
 }
 
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x_, bool over_batch) {
@@ -197,18 +306,12 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x_, bool over_batch
   const bool channels_last = is_channels_last(x_);
   const auto x = in_format(x_, channels_last);
   const auto size = sizes_of(x);
-  auto mean = at::zeros({size.batch, size.channels}, x.options().dtype(at::kDouble));
+  auto mean = at::zeros(over_batch ? x.sizes().slice(1, 1) : x.sizes().slice(0, 2), x.options().dtype(wide(x)));
   auto var = at::zeros_like(mean);
   if (x.numel()) {
-    WITH_TYPES(x, channels_last, loops::moments(size, x.const_data_ptr<S>(), mean.mutable_data_ptr<double>(),
-                                                var.mutable_data_ptr<double>());)
+    WITH_TYPES(x, channels_last, loops::moments(size, x.const_data_ptr<S>(), over_batch, data<A>(mean), data<A>(var));)
   }
-  if (over_batch) {
-    const auto all = mean.mean(0);
-    var = (var + (mean - all).square()).mean(0);
-    mean = all;
-  }
-  return {mean.to(wide(x)), var.to(wide(x))};
+  return {mean, var};
 }
 
 // grad_x = grad plus what comes through the moments; grad may be grad_x, and both are in the format that is said.
@@ -268,6 +371,8 @@ TORCH_LIBRARY_FRAGMENT(bnet_mm, m) {
 TORCH_LIBRARY_IMPL(bnet_mm, CPU, m) {
   m.impl("forward", forward);
   m.impl("backward", backward);
+  m.impl("norm", norm);
+  m.impl("norm_backward", norm_backward);
   m.impl("moments", moments);
   m.impl("moments_backward", moments_backward);
   m.impl("moments_backward_rounded", moments_backward_rounded);

@@ -1,124 +1,12 @@
-// The CPU kernels for one instruction set. bnet_cpu.cpp includes this file once per set, each time inside a namespace
-// and a target region of its own and with VECTOR_BYTES defined; there is no include guard on purpose.
+// The CPU kernels for one instruction set: sweeps over one map. bnet_cpu.cpp includes this file once per set, each time
+// inside a namespace and a target region of its own and with VECTOR_BYTES defined; there is no include guard on purpose.
 //
-// A map is handled in bands of R output rows. Its rows live in a ring of R + K - 1 line buffers, padded with zeros at
-// both ends, so that a tap is a load at an offset and every loaded vector serves up to min(R, K) taps. In NCHW the lanes
-// of a vector are neighbouring columns of one channel; in channels_last (NHWC) they are neighbouring channels of one
-// pixel. The two differ only in how line buffers are filled and emptied, and in the distance of neighbouring columns.
+// A map is handled in bands of R output rows. Its rows live in a ring of line buffers, padded with zeros at both ends,
+// so that a tap is a load at an offset and every loaded vector serves up to min(R, K) taps. In NCHW the lanes of a vector
+// are neighbouring columns of one channel; in channels_last (NHWC) they are neighbouring channels of one pixel. The two
+// differ only in how line buffers are filled and emptied, and in the distance of neighbouring columns.
 
-template <typename A>
-struct Vector {
-  static constexpr int lanes = VECTOR_BYTES / sizeof(A);
-  typedef A type __attribute__((vector_size(VECTOR_BYTES)));
-  typedef A unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(A)), may_alias));
-};
-
-template <>
-struct Vector<at::BFloat16> : Vector<float> {};  // what is stored in bfloat16 is computed in float32
-
-template <typename A>
-inline typename Vector<A>::type load(const A* p) {
-  return *reinterpret_cast<const typename Vector<A>::unaligned*>(p);
-}
-
-template <typename A>
-inline void store(A* p, typename Vector<A>::type v) {
-  *reinterpret_cast<typename Vector<A>::unaligned*>(p) = v;
-}
-
-// All bits set in the first `count` lanes.
-template <typename A>
-inline auto first_lanes(int64_t count) {
-  using I = typename std::conditional<sizeof(A) == 8, int64_t, int32_t>::type;
-  typedef I mask __attribute__((vector_size(VECTOR_BYTES)));
-  mask lane;
-  for (int c = 0; c < Vector<A>::lanes; ++c) lane[c] = c;
-  return lane < static_cast<I>(count);
-}
-
-// The first `count` lanes, the others 0; and the store that leaves the memory beyond them alone.
-template <typename A>
-inline typename Vector<A>::type load_first(const A* p, int64_t count) {
-  A values[Vector<A>::lanes] = {};
-  std::copy_n(p, count, values);
-  return load(values);
-}
-
-template <typename A>
-inline void store_first(A* p, typename Vector<A>::type v, int64_t count) {
-  A values[Vector<A>::lanes];
-  store(values, v);
-  std::copy_n(values, count, p);
-}
-
-#if VECTOR_BYTES == 64
-inline Vector<float>::type load_first(const float* p, int64_t count) {
-  return reinterpret_cast<Vector<float>::type>(_mm512_maskz_loadu_ps((1u << count) - 1, p));
-}
-inline void store_first(float* p, Vector<float>::type v, int64_t count) {
-  _mm512_mask_storeu_ps(p, (1u << count) - 1, reinterpret_cast<__m512>(v));
-}
-#elif VECTOR_BYTES == 32
-inline Vector<float>::type load_first(const float* p, int64_t count) {
-  const auto mask = reinterpret_cast<__m256i>(first_lanes<float>(count));
-  return reinterpret_cast<Vector<float>::type>(_mm256_maskload_ps(p, mask));
-}
-inline void store_first(float* p, Vector<float>::type v, int64_t count) {
-  const auto mask = reinterpret_cast<__m256i>(first_lanes<float>(count));
-  _mm256_maskstore_ps(p, mask, reinterpret_cast<__m256>(v));
-}
-#endif
-
-// bfloat16 is the upper half of a float32; rounded to nearest even, NaN stays NaN.
-typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
-
-inline Vector<float>::type widen(Halves halves) {
-  return reinterpret_cast<Vector<float>::type>(__builtin_convertvector(halves, Bits) << 16);
-}
-
-inline Halves narrow(Vector<float>::type v) {
-  const Bits bits = reinterpret_cast<Bits>(v);
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits kept = v == v ? rounded : Bits{} + 0x7fc0;
-  return __builtin_convertvector(kept, Halves);
-}
-
-inline Vector<float>::type load(const at::BFloat16* p) { return widen(*reinterpret_cast<const Halves*>(p)); }
-
-inline void store(at::BFloat16* p, Vector<float>::type v) { *reinterpret_cast<Halves*>(p) = narrow(v); }
-
-inline Vector<float>::type load_first(const at::BFloat16* p, int64_t count) {
-#if VECTOR_BYTES == 64
-  return widen(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16((1u << count) - 1, p)));
-#else
-  at::BFloat16 values[Vector<float>::lanes] = {};
-  std::copy_n(p, count, values);
-  return load(values);
-#endif
-}
-
-inline void store_first(at::BFloat16* p, Vector<float>::type v, int64_t count) {
-#if VECTOR_BYTES == 64
-  _mm256_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m256i>(narrow(v)));
-#else
-  at::BFloat16 values[Vector<float>::lanes];
-  store(values, v);
-  std::copy_n(values, count, p);
-#endif
-}
-
-// The first `count` lanes as S, or all of them if `full`.
-template <bool full, typename S, typename A>
-inline void write(S* p, typename Vector<A>::type v, int64_t count) {
-  if (full) store(p, v);
-  else store_first(p, v, count);
-}
-
-template <bool full, typename S, typename A>
-inline typename Vector<A>::type read(const S* p, int64_t count) {
-  return full ? load(p) : load_first(p, count);
-}
+#include "vectors.h"
 
 // The memory of one map: where its elements are, which lanes of a vector count.
 // S is the stored type, A the type of all arithmetic.
@@ -130,464 +18,368 @@ struct Map {
   int64_t height, width, channels;  // channels: C of the tensor
   int64_t used;                     // channels_last: lanes that are channels; the last group may have fewer
 
+  int64_t row_step() const { return channels_last ? width * channels : width; }
   int64_t columns() const { return width * shift; }  // length of a row in a line buffer
+  int64_t vectors() const { return channels_last ? width : (width + lanes - 1) / lanes; }
+  bool whole() const { return channels_last ? used == lanes : width >= lanes; }  // all vectors have all their lanes
 
-  // Row h as A into a line buffer; with (value - mean) * rstd if `normalise`.
-  template <bool normalise>
-  void read_row(const S* map, int64_t h, typename Vector<A>::type mean, typename Vector<A>::type rstd, A* row) const {
-    const S* p = map + h * row_step();
-    const int64_t count = lanes_of_last(), full = full_vectors();
-    for (int64_t i = 0; i < full; ++i, p += step(), row += lanes) {
-      const auto v = read<true, S, A>(p, lanes);
-      store(row, normalise ? (v - mean) * rstd : v);
-    }
-    for (int64_t i = full; i < vectors(); ++i, p += step(), row += lanes) {
-      const auto v = read<false, S, A>(p, count);
-      store(row, normalise ? (first_lanes<A>(count) ? (v - mean) * rstd : typename Vector<A>::type{}) : v);
+  // Where the last vector of a row begins in a line buffer. In NCHW it ends with the row, and shares lanes with the one
+  // before.
+  int64_t last_column() const { return channels_last ? (width - 1) * lanes : std::max<int64_t>(0, width - lanes); }
+
+  // Calls body(i * lanes, place in a line buffer, place in memory) for vectors i from `begin` to `end` of a row.
+  template <typename Body>
+  void each_vector(int64_t begin, int64_t end, const Body& body) const {
+    const int64_t last = last_column();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = std::min(i * lanes, last);
+      body(i * lanes, column, channels_last ? i * channels : column);
     }
   }
 
-  // A row is `vectors()` vectors, `step()` apart in memory, of which the first `full_vectors()` have all their lanes.
-  int64_t vectors() const { return channels_last ? width : (width + lanes - 1) / lanes; }
-  int64_t full_vectors() const { return channels_last ? (used == lanes ? width : 0) : width / lanes; }
-  int64_t step() const { return channels_last ? channels : lanes; }
-  int64_t lanes_of_last() const { return channels_last ? used : width % lanes; }
-  int64_t row_step() const { return channels_last ? width * channels : width; }
+  // The lanes of the vector at `place` of the map; `all`: whole() is known to be true.
+  template <bool all>
+  auto lanes_at(int64_t place) const {
+    if constexpr (all) return All();
+    else return channels_last ? First{used, 0} : First{width, height * width - place};
+  }
 };
 
-template <typename A>
-inline double sum_of(const A* lane) {
-  double sums[Vector<A>::lanes];
-  for (int c = 0; c < Vector<A>::lanes; ++c) sums[c] = lane[c];
-#pragma GCC unroll 4
-  for (int half = Vector<A>::lanes / 2; half > 0; half /= 2) {
-    for (int c = 0; c < half; ++c) sums[c] += sums[c + half];
-  }
-  return sums[0];
-}
-
-// Line buffers of one map: a ring of rows with at least `margin` zeros at both ends, column 0 on a vector boundary, and
-// one row of zeros for what is outside.
-template <typename A>
+// Line buffers of one map: a ring of rows (a power of two) with at least `margin` zeros at both ends, column 0 on a
+// vector boundary, and one row of zeros for what is outside.
+template <typename A, int rows>
 struct Ring {
-  int64_t rows, stride, margin;
+  int64_t stride, margin;
   A* memory;
 
   static int64_t vectors_of(int64_t count) { return (count + Vector<A>::lanes - 1) / Vector<A>::lanes * Vector<A>::lanes; }
   static int64_t stride_for(int64_t columns, int64_t margin) { return vectors_of(columns) + 2 * vectors_of(margin); }
-  static int64_t size(int64_t rows, int64_t columns, int64_t margin) { return (rows + 1) * stride_for(columns, margin); }
+  static int64_t size(int64_t columns, int64_t margin) { return (rows + 1) * stride_for(columns, margin); }
 
-  Ring(int64_t rows, int64_t columns, int64_t margin, A* memory)
-      : rows(rows), stride(stride_for(columns, margin)), margin(vectors_of(margin)), memory(memory) {}
+  Ring(int64_t columns, int64_t margin, A* memory)
+      : stride(stride_for(columns, margin)), margin(vectors_of(margin)), memory(memory) {}
 
-  A* row(int64_t h) const { return memory + (h % rows) * stride + margin; }  // column 0 of row h
-  A* outside() const { return memory + rows * stride + margin; }
-  A* at(int64_t h, int64_t height) const { return h < 0 || h >= height ? outside() : row(h); }
+  A* row(int64_t h) const { return memory + (h & (rows - 1)) * stride + margin; }  // column 0 of row h
+  A* at(int64_t h, int64_t height) const { return h < 0 || h >= height ? memory + rows * stride + margin : row(h); }
 };
 
-// out[o] += sum_ij taps[j * K + i] * rows[o + i][at + (j - K / 2) * shift] for R rows o.
-template <typename A, int K, int R>
-inline void correlate(A* const* rows, const typename Vector<A>::type* taps, int64_t at, int shift,
-                      typename Vector<A>::type* out) {
-  typedef typename Vector<A>::type V;
-  for (int j = 0; j < K; ++j) {
-    const int64_t column = at + static_cast<int64_t>(j - K / 2) * shift;
-#pragma GCC unroll 16
-    for (int r = 0; r < R + K - 1; ++r) {
-      const V v = load(rows[r] + column);
-#pragma GCC unroll 8
-      for (int o = 0; o < R; ++o) {
-        if (r - o >= 0 && r - o < K) out[o] += taps[j * K + r - o] * v;
-      }
-    }
+// What a row of a line buffer is read from: (x - centre) * scale;
+template <typename S, typename A>
+struct Normalised {
+  const S* x;
+  typename Vector<A>::type centre, scale;
+
+  template <typename Lanes>
+  auto operator()(int64_t at, Lanes lanes) const { return (load(x + at, lanes) - centre) * scale; }
+};
+
+// or a gradient, 0 where a ReLU has made y 0 (NaN lets it pass), which also goes to `masked`, if these are given.
+template <typename S, typename A>
+struct Gradient {
+  const S *grad, *y;
+  S* masked;
+
+  template <typename Lanes>
+  auto operator()(int64_t at, Lanes lanes) const {
+    auto g = load(grad + at, lanes);
+    if (y) g = load(y + at, lanes) <= A(0) ? typename Vector<A>::type{} : g;
+    if (masked) store(masked + at, g, lanes);
+    return g;
   }
-}
+};
 
 template <typename S, typename A, bool channels_last, int K>
 struct Kernel {
   typedef typename Vector<A>::type V;
   typedef Map<S, A, channels_last> M;
   static constexpr int lanes = Vector<A>::lanes;
-  // Rows of one band: as many as the registers hold; fewer where memory is the limit, for fewer streams of it.
-  static constexpr int band = VECTOR_BYTES == 64 && K > 3 ? 8 : 4;
-  static constexpr int block = 32;  // vectors of a row whose sums are formed at once
   static constexpr int half = K / 2;
-  static constexpr bool sevens = VECTOR_BYTES == 64;  // bands of 7, for the last maps of ImageNet networks: 14 x 14, 7 x 7
-  static constexpr int ring_rows = (sevens ? std::max(band, 7) : band) + K - 1;
-
-  // Taps of one group of channels as vectors; `flipped` for the transposed convolution of the backward pass.
-  static void spread(const A* weight, int64_t used, bool flipped, V* taps) {
-    for (int t = 0; t < K * K; ++t) {  // column by column, as correlate reads them
-      const int row_major = t % K * K + t / K, from = flipped ? K * K - 1 - row_major : row_major;
-      A values[lanes] = {};
-      for (int c = 0; c < lanes; ++c) {
-        if (!channels_last) values[c] = weight[from];
-        else if (c < used) values[c] = weight[c * K * K + from];
-      }
-      taps[t] = load(values);
-    }
-  }
-
-  static V spread(const A* value, int64_t used) {
-    A values[lanes] = {};
-    for (int c = 0; c < (channels_last ? used : lanes); ++c) values[c] = value[channels_last ? c : 0];
-    return load(values);
-  }
+  static constexpr int band = 7;  // rows: the registers hold their sums, and maps of ImageNet networks are multiples
+  static constexpr int ring_rows = K == 1 ? 8 : 16;  // the least power of two from band + K - 1
+  typedef Ring<A, ring_rows> Rows;
 
   // Calls body with the height of the next band, as a constant, and returns it.
-  template <typename Body>
+  template <bool whole, typename Body>
   static int64_t with_rows(int64_t left, const Body& body) {
-    if constexpr (sevens) {
-      if (left == 7 || left == 14) return body(std::integral_constant<int, 7>()), 7;
+    if (left >= band) return body(std::integral_constant<int, band>()), band;
+    if constexpr (whole) {
+      if (left >= 4) return body(std::integral_constant<int, 4>()), 4;
     }
-    if constexpr (band == 8) {
-      if (left >= 8) return body(std::integral_constant<int, 8>()), 8;
-    }
-    if (left >= 4) return body(std::integral_constant<int, 4>()), 4;
     return body(std::integral_constant<int, 1>()), 1;
   }
 
-  static int64_t forward_scratch(int64_t width) {
-    return Ring<A>::size(ring_rows, width * M::shift, half * M::shift);
+  // The number of the map's channel in all lanes, or those of its channels; `step` apart in memory.
+  static V spread(const A* value, int64_t used, int64_t step = 1) {
+    if (!channels_last) return V{} + *value;
+    A values[lanes] = {};
+    for (int c = 0; c < used; ++c) values[c] = value[c * step];
+    return load(values);
   }
 
-  // One map: y = act(correlation of (x - mean) * rstd with the taps + bias + residual). `scratch` is zero, and its
-  // margins stay so.
-  static void forward(const M& map, const S* x, const S* residual, S* y, const A* mean, const A* rstd, const A* weight,
-                      const A* bias, bool relu, A* scratch) {
-    V taps[K * K];
-    spread(weight, map.used, false, taps);
-    const V start = spread(bias, map.used), centre = spread(mean, map.used), scale = spread(rstd, map.used);
-    const Ring<A> ring(ring_rows, map.columns(), half * M::shift, scratch);
+  // Taps (K x K for each channel) column by column, as they are read; `flipped` for the transposed correlation.
+  static void spread_taps(const A* weight, int64_t used, bool flipped, V* taps) {
+    for (int t = 0; t < K * K; ++t) {
+      const int row_major = t % K * K + t / K;
+      taps[t] = spread(weight + (flipped ? K * K - 1 - row_major : row_major), used, K * K);
+    }
+  }
+
+  template <bool whole, typename Source>
+  static void fill(const M& map, const Source& source, int64_t h, A* row) {
+    const int64_t first = h * map.row_step();
+    map.each_vector(0, map.vectors(), [&](int64_t, int64_t column, int64_t at) {
+      const auto those = map.template lanes_at<whole>(first + at);
+      store(row + column, only<A>(source(first + at, those), those));
+    });
+  }
+
+  static int64_t ring_size(int64_t width) { return Rows::size(width * M::shift, half * M::shift); }
+
+  // act(start + correlation with the taps + scale * (added - centre)); without `added` the last part is missing.
+  struct Transform {
+    V taps[K * K], start, scale, centre;
+    bool relu;
+  };
+
+  // One map. `ring` is memory of ring_size() zeros, whose margins stay so.
+  template <typename Source, typename T>
+  static void transform(const M& map, const Source& source, const S* added, const Transform& how, T* out, A* ring) {
+    if (map.whole()) transform<true>(map, source, added, how, out, ring);
+    else transform<false>(map, source, added, how, out, ring);
+  }
+
+  template <bool whole, typename Source, typename T>
+  static void transform(const M& map, const Source& source, const S* added, const Transform& how, T* out, A* memory) {
+    const Rows ring(map.columns(), half * M::shift, memory);
     int64_t filled = 0;
     for (int64_t h = 0; h < map.height;) {
-      h += with_rows(map.height - h, [&](auto rows) {
+      h += with_rows<whole>(map.height - h, [&](auto rows) {
         const int64_t needed = std::min(h + rows() + half, map.height);
-        for (; filled < needed; ++filled) map.template read_row<true>(x, filled, centre, scale, ring.row(filled));
-        forward_band<rows()>(map, ring, taps, start, h, x, residual, y, relu);
+        for (; filled < needed; ++filled) fill<whole>(map, source, filled, ring.row(filled));
+        const A* lines[rows() + K - 1];
+        for (int r = 0; r < rows() + K - 1; ++r) lines[r] = ring.at(h - half + r, map.height);
+        transform_band<rows(), whole>(map, lines, added, how, h, out);
       });
     }
   }
 
+  template <int R, bool whole, typename T>
+  ONCE static void transform_band(const M& map, const A* const* lines, const S* added, const Transform& how, int64_t h, T* out) {
+    const int64_t row_step = map.row_step();
+    map.each_vector(0, map.vectors(), [&](int64_t, int64_t column, int64_t at) {
+      V sums[R];
+#pragma GCC unroll 8
+      for (int o = 0; o < R; ++o) sums[o] = how.start;
+      correlate<R>(lines, how.taps, column, sums);
+      at += h * row_step;
+#pragma GCC unroll 8
+      for (int o = 0; o < R; ++o, at += row_step) {
+        const auto those = map.template lanes_at<whole>(at);
+        V v = sums[o];
+        if (added) v += how.scale * (load(added + at, those) - how.centre);
+        if (how.relu) v = v < A(0) ? V{} : v;  // NaN stays
+        store(out + at, v, those);
+      }
+    });
+  }
+
+  // sums[o] += sum_ij taps[j * K + i] * lines[o + i][at + (j - half) * shift] for R rows o.
   template <int R>
-  static void forward_band(const M& map, const Ring<A>& ring, const V* taps, V start, int64_t h, const S* x,
-                           const S* residual, S* y, bool relu) {
-    A* rows[R + K - 1];
-    for (int r = 0; r < R + K - 1; ++r) rows[r] = ring.at(h - half + r, map.height);
-    const int64_t row_step = map.row_step(), first = h * row_step, full = map.full_vectors();
-    for (int64_t i = 0; i < full; ++i) {
-      prefetch<R, false>(x + first + (R + half) * row_step + i * map.step(), row_step);
-      prefetch<R, true>(y + first + R * row_step + i * map.step(), row_step);
-      forward_vector<R, true>(map, rows, taps, start, i, first + i * map.step(), row_step, residual, y, relu);
-    }
-    for (int64_t i = full; i < map.vectors(); ++i) {
-      forward_vector<R, false>(map, rows, taps, start, i, first + i * map.step(), row_step, residual, y, relu);
-    }
-  }
-
-  // What the next band will read, or write, at this column, so that its way from memory passes during the arithmetic;
-  // only to L2 where there is too little of that to hide more.
-  template <int R, bool written>
-  static inline void prefetch(const S* p, int64_t row_step) {
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) __builtin_prefetch(p + o * row_step, written, written || K > 3 ? 3 : 2);
-  }
-
-  // Vector i of R rows; `at` is its place in memory.
-  template <int R, bool full>
-  static inline void forward_vector(const M& map, A* const* rows, const V* taps, V start, int64_t i, int64_t at,
-                                    int64_t row_step, const S* residual, S* y, bool relu) {
-    V out[R];
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) out[o] = start;
-    correlate<A, K, R>(rows, taps, i * lanes, M::shift, out);
-    const int64_t count = map.lanes_of_last();
-    if (residual) {
-      for (int o = 0; o < R; ++o) out[o] += read<full, S, A>(residual + at + o * row_step, count);
-    }
-    if (relu) {
-      for (int o = 0; o < R; ++o) out[o] = out[o] < A(0) ? V{} : out[o];  // NaN stays
-    }
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) write<full, S, A>(y + at + o * row_step, out[o], count);
-  }
-
-  static int64_t backward_scratch(int64_t width) {
-    return 2 * Ring<A>::size(ring_rows, width * M::shift, half * M::shift) + (K * K + 3) * lanes;
-  }
-
-  // One map: grad_x = rstd * g^, with g^ the transposed correlation of grad with the taps; and into `sums`, one row of
-  // K * K + 3 numbers per channel: sums of grad * x^ per tap, of grad, of g^, and of g^ * x^. The first K * K only if
-  // `needs_weight`, the last two only if `needs_statistics`. G is the stored type of grad_x: S, or A.
-  template <typename G>
-  static void backward(const M& map, const S* grad, const S* x, G* grad_x, const A* mean, const A* rstd, const A* weight,
-                       bool needs_weight, bool needs_statistics, double* sums, A* scratch) {
-    V taps[K * K];
-    spread(weight, map.used, true, taps);
-    const V centre = spread(mean, map.used), scale = spread(rstd, map.used);
-    const int64_t ring_size = Ring<A>::size(ring_rows, map.columns(), half * M::shift);
-    const Ring<A> x_ring(ring_rows, map.columns(), half * M::shift, scratch);
-    const Ring<A> g_ring(ring_rows, map.columns(), half * M::shift, scratch + ring_size);
-    A* partial = scratch + 2 * ring_size;
-    std::fill_n(partial, (K * K + 3) * lanes, A(0));
-    // Sums in three levels: blocks of vectors, up to `block` blocks in `partial`, and the double sums.
-    const int64_t flush_every = std::max<int64_t>(1, block / ((map.vectors() + block - 1) / block));
-    int64_t filled = 0, bands = 0;
-    for (int64_t h = 0; h < map.height;) {
-      h += with_rows(map.height - h, [&](auto rows) {
-        const int64_t needed = std::min(h + rows() + half, map.height);
-        for (; filled < needed; ++filled) {
-          map.template read_row<true>(x, filled, centre, scale, x_ring.row(filled));
-          map.template read_row<false>(grad, filled, centre, scale, g_ring.row(filled));
-        }
-        backward_band<rows()>(map, x_ring, g_ring, taps, scale, h, grad_x, needs_weight, needs_statistics, partial);
-      });
-      if (++bands % flush_every == 0 || h == map.height) flush(map, partial, sums);
-    }
-  }
-
-  template <int R, typename G>
-  static void backward_band(const M& map, const Ring<A>& x_ring, const Ring<A>& g_ring, const V* taps, V scale, int64_t h,
-                            G* grad_x, bool needs_weight, bool needs_statistics, A* partial) {
-    A *x_rows[R + K - 1], *g_rows[R + K - 1];
-    for (int r = 0; r < R + K - 1; ++r) {
-      x_rows[r] = x_ring.at(h - half + r, map.height);
-      g_rows[r] = g_ring.at(h - half + r, map.height);
-    }
-    const int64_t row_step = map.row_step(), first = h * row_step;
-    for (int64_t begin = 0; begin < map.vectors(); begin += block) {
-      const int64_t end = std::min(begin + block, map.vectors()), full = std::min(map.full_vectors(), end);
-      V sums[3] = {};
-      for (int64_t i = begin; i < full; ++i) {
-        backward_vector<R, true>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
-                                 needs_statistics, sums);
-      }
-      for (int64_t i = std::max(begin, full); i < end; ++i) {
-        backward_vector<R, false>(map, x_rows, g_rows, taps, scale, i, first + i * map.step(), row_step, grad_x,
-                                  needs_statistics, sums);
-      }
-      for (int s = 0; s < 3; ++s) add(partial + (K * K + s) * lanes, sums[s]);
-      for (int j = 0; j < (needs_weight ? K : 0); ++j) {
-        V tap[K] = {};
-        for (int64_t i = begin; i < full; ++i) weight_gradient<R, true>(map, x_rows, g_rows, i, j, tap);
-        for (int64_t i = std::max(begin, full); i < end; ++i) {
-          weight_gradient<R, false>(map, x_rows, g_rows, i, j, tap);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < K; ++i) add(partial + (i * K + j) * lanes, tap[i]);
-      }
-    }
-  }
-
-  static void add(A* p, V v) { store(p, load(p) + v); }
-
-  // Vector i of R rows of grad_x, and its part in the sums of grad, g^ and g^ * x^.
-  template <int R, bool full, typename G>
-  static inline void backward_vector(const M& map, A* const* x_rows, A* const* g_rows, const V* taps, V scale, int64_t i,
-                                     int64_t at, int64_t row_step, G* grad_x, bool needs_statistics, V* sums) {
-    V out[R] = {};
-    correlate<A, K, R>(g_rows, taps, i * lanes, M::shift, out);
-    const int64_t count = map.lanes_of_last();
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) {
-      sums[0] += load(g_rows[o + half] + i * lanes);  // zero beyond the map
-      write<full, G, A>(grad_x + at + o * row_step, out[o] * scale, count);
-    }
-    if (!needs_statistics) return;
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) {
-      if (!full) out[o] = first_lanes<A>(count) ? out[o] : V{};
-      sums[1] += out[o];
-      sums[2] += out[o] * load(x_rows[o + half] + i * lanes);
-    }
-  }
-
-  // tap[i] += sum over the band's rows o of grad[o] * x^[o + i], column j.
-  template <int R, bool full>
-  static inline void weight_gradient(const M& map, A* const* x_rows, A* const* g_rows, int64_t i, int j, V* tap) {
-    const int64_t column = i * lanes + static_cast<int64_t>(j - half) * M::shift;
-    V g[R];
-#pragma GCC unroll 8
-    for (int o = 0; o < R; ++o) g[o] = load(g_rows[o + half] + i * lanes);
+  static inline void correlate(const A* const* lines, const V* taps, int64_t at, V* sums) {
+    for (int j = 0; j < K; ++j) {
+      const int64_t column = at + static_cast<int64_t>(j - half) * M::shift;
 #pragma GCC unroll 16
-    for (int r = 0; r < R + K - 1; ++r) {
-      V v = load(x_rows[r] + column);
-      // Beyond the map grad is 0, but 0 times a NaN of the map would not be.
-      if (!full) v = first_lanes<A>(map.lanes_of_last()) ? v : V{};
+      for (int r = 0; r < R + K - 1; ++r) {
+        const V v = load(lines[r] + column);
 #pragma GCC unroll 8
-      for (int o = 0; o < R; ++o) {
-        if (r - o >= 0 && r - o < K) tap[r - o] += g[o] * v;
-      }
-    }
-  }
-
-  // Add the lanes of `partial` to the sums of their channels, and clear them.
-  static void flush(const M& map, A* partial, double* sums) {
-    for (int t = 0; t < K * K + 3; ++t) {
-      if (channels_last) {
-        for (int64_t c = 0; c < map.used; ++c) sums[c * (K * K + 3) + t] += partial[t * lanes + c];
-      } else {
-        sums[t] += sum_of(partial + t * lanes);
-      }
-    }
-    std::fill_n(partial, (K * K + 3) * lanes, A(0));
-  }
-};
-
-// Sums over maps, without taps.
-template <typename S, typename A, bool channels_last>
-struct Moments {
-  typedef typename Vector<A>::type V;
-  static constexpr int lanes = Vector<A>::lanes;
-
-  // sums[c] += sum of x - centre over the map, and squares[c] += the sum of its squares, if that is wanted; centre, sums
-  // and squares have one value per channel.
-  template <bool wants_squares>
-  static void accumulate(const Map<S, A, channels_last>& map, const S* x, const A* centre, double* sums, double* squares) {
-    const int64_t pixels = map.height * map.width;
-    constexpr int64_t terms = 128;  // of a lane, before it joins the double sums
-    if (channels_last) {
-      const V middle = load_first(centre, map.used);
-      for (int64_t start = 0; start < pixels; start += terms) {
-        V total = {}, square = {};
-        for (int64_t i = start; i < std::min(start + terms, pixels); ++i) {
-          const S* p = x + i * map.channels;
-          const V d = (map.used == lanes ? read<true, S, A>(p, lanes) : read<false, S, A>(p, map.used)) - middle;
-          total += d;
-          if (wants_squares) square += d * d;
+        for (int o = 0; o < R; ++o) {
+          if (r - o >= 0 && r - o < K) sums[o] += taps[j * K + r - o] * v;
         }
-        for (int c = 0; c < map.used; ++c) sums[c] += total[c];
-        for (int c = 0; c < (wants_squares ? map.used : 0); ++c) squares[c] += square[c];
       }
-      return;
-    }
-    constexpr int ways = 4;  // independent chains of additions
-    const V middle = V{} + *centre;
-    for (int64_t i = 0; i < pixels;) {
-      V total[ways] = {}, square[ways] = {};
-      const auto add = [&](V d, int way) {
-        total[way] += d;
-        if (wants_squares) square[way] += d * d;
-      };
-      const int64_t stop = std::min(pixels, i + terms * ways * lanes);
-      for (; i + ways * lanes <= stop; i += ways * lanes) {
-        for (int w = 0; w < ways; ++w) add(read<true, S, A>(x + i + w * lanes, lanes) - middle, w);
-      }
-      for (; i + lanes <= stop; i += lanes) add(read<true, S, A>(x + i, lanes) - middle, 0);
-      if (i < stop) add(first_lanes<A>(stop - i) ? read<false, S, A>(x + i, stop - i) - middle : V{}, 1);
-      i = stop;
-      *sums += sum_of_lanes(total);
-      if (wants_squares) *squares += sum_of_lanes(square);
     }
   }
 
-  static double sum_of_lanes(const V (&chains)[4]) {
-    A all[lanes];
-    store(all, (chains[0] + chains[1]) + (chains[2] + chains[3]));
-    return sum_of(all);
-  }
-};
+  // Sums of maps of one channel, or one group of them, of a gradient g and of x: first K * K of g * x^, one per tap;
+  // then those of g over what each tap sees of it, in parts (see windows()): for all rows, the first, second ... row
+  // from the top, and from the bottom, the whole sum, and the first, second ... column from the left, and the right.
+  // Formed in three levels: blocks of vectors, up to `block` of them in `partial`, and the double sums.
+  static constexpr int count = 2 * K * K;
+  static constexpr int64_t block = 32;
 
-// The loops over all maps. One thread handles one map (NCHW), or one group of channels of one image (channels_last),
-// at a time, and writes only what is its own, so that results do not depend on the number of threads.
-template <typename S, typename A, bool channels_last>
-struct Loops {
-  static constexpr int lanes = Vector<A>::lanes;
-  static constexpr int group = channels_last ? lanes : 1;  // channels handled at once
+  struct Sums {
+    A* partial;     // vectors
+    double* total;  // `count` for each channel
+    int64_t used, added;
 
-  static Map<S, A, channels_last> map_of(const Sizes& size, int64_t channel) {
-    return {size.height, size.width, size.channels, std::min<int64_t>(group, size.channels - channel)};
-  }
-  static int64_t offset(const Sizes& size, int64_t n, int64_t channel) {
-    return n * size.channels * size.pixels() + channel * (channels_last ? 1 : size.pixels());
-  }
+    void add(int number, V v) { store(partial + number * lanes, load(partial + number * lanes) + v); }
 
-  // body(map, n, channel, offset of the map in the tensor, scratch)
-  template <typename Body>
-  static void each(const Sizes& size, int64_t scratch_size, const Body& body) {
-    const int64_t groups = (size.channels + group - 1) / group;
-    at::parallel_for(0, size.batch * groups, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> memory(scratch_size + lanes, A(0));
-      A* scratch = memory.data();
-      while (reinterpret_cast<uintptr_t>(scratch) % VECTOR_BYTES) ++scratch;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / groups, channel = i % groups * group;
-        body(map_of(size, channel), n, channel, offset(size, n, channel), scratch);
-      }
-    });
-  }
-
-  template <int K>
-  static void forward(const Sizes& size, const S* x, const A* mean, const A* rstd, int64_t sample_stride,
-                      const A* weight, const A* bias, const S* residual, bool relu, S* y) {
-    typedef Kernel<S, A, channels_last, K> kernel;
-    each(size, kernel::forward_scratch(size.width), [&](const auto& map, int64_t n, int64_t c, int64_t at, A* scratch) {
-      kernel::forward(map, x + at, residual ? residual + at : nullptr, y + at, mean + n * sample_stride + c,
-                      rstd + n * sample_stride + c, weight + c * K * K, bias + c, relu, scratch);
-    });
-  }
-
-  // sums: (N, C, K * K + 3), zero.
-  template <int K, typename G>
-  static void backward(const Sizes& size, const S* grad, const S* x, const A* mean, const A* rstd, int64_t sample_stride,
-                       const A* weight, bool needs_weight, bool needs_statistics, G* grad_x, double* sums) {
-    typedef Kernel<S, A, channels_last, K> kernel;
-    each(size, kernel::backward_scratch(size.width), [&](const auto& map, int64_t n, int64_t c, int64_t at, A* scratch) {
-      kernel::backward(map, grad + at, x + at, grad_x + at, mean + n * sample_stride + c, rstd + n * sample_stride + c,
-                       weight + c * K * K, needs_weight, needs_statistics,
-                       sums + (n * size.channels + c) * (K * K + 3), scratch);
-    });
-  }
-
-  // mean, var (N, C) of the maps, biased; both zero.
-  static void moments(const Sizes& size, const S* x, double* mean, double* var) {
-    each(size, 0, [&](const auto& map, int64_t n, int64_t c, int64_t at, A*) {
-      typedef Moments<S, A, channels_last> moments;
-      double *m = mean + n * size.channels + c, *v = var + n * size.channels + c;
-      A centre[lanes] = {};
-      moments::template accumulate<false>(map, x + at, centre, m, nullptr);
-      for (int i = 0; i < map.used; ++i) centre[i] = static_cast<A>(m[i] / size.pixels());
-      // Around a first mean, whose own error the sums of the second pass correct.
-      std::fill_n(m, map.used, 0.0);
-      moments::template accumulate<true>(map, x + at, centre, m, v);
-      for (int i = 0; i < map.used; ++i) {
-        const double off = m[i] / size.pixels();
-        m[i] = std::isinf(centre[i]) ? centre[i] : centre[i] + off;  // the mean of an infinite map is no NaN
-        v[i] = v[i] / size.pixels() - off * off;
-      }
-    });
-  }
-
-  // grad_x = grad + shift + scale * (x - mean); the numbers (N, C) with stride sample_stride. `grad` is of type A, or
-  // grad_x itself.
-  template <typename G>
-  static void add_moments(const Sizes& size, const G* grad, S* grad_x, const S* x, const A* mean, const A* shift,
-                          const A* scale, int64_t sample_stride) {
-    if (!channels_last) {
-      each(size, 0, [&](const auto&, int64_t n, int64_t c, int64_t at, A*) {
-        const int64_t i = n * sample_stride + c;
-        const A m = mean[i], b = shift[i], a = scale[i];
-        int64_t p = at;
-        for (; p + lanes <= at + size.pixels(); p += lanes) {
-          const auto part = b + a * (read<true, S, A>(x + p, lanes) - m);
-          write<true, S, A>(grad_x + p, read<true, G, A>(grad + p, lanes) + part, lanes);
+    void flush() {
+      for (int s = 0; s < count; ++s) {
+        const A* lane = partial + s * lanes;
+        if (channels_last) {
+          for (int64_t c = 0; c < used; ++c) total[c * count + s] += lane[c];
+        } else {
+          total[s] += sum_of(lane);
         }
-        const int64_t left = at + size.pixels() - p;
-        if (left) {
-          const auto part = b + a * (read<false, S, A>(x + p, left) - m);
-          write<false, S, A>(grad_x + p, read<false, G, A>(grad + p, left) + part, left);
+      }
+      std::fill_n(partial, count * lanes, A(0));
+      added = 0;
+    }
+  };
+
+  // The line buffers of sums(): x^, a band of g as vectors one after the other, and the partial sums.
+  static int64_t sums_scratch(int64_t width) {
+    return ring_size(width) + band * Rows::vectors_of(width * M::shift) + count * lanes;
+  }
+
+  // Add one map to the sums; the first K * K only if `needs_taps`, of the others only the whole sum without
+  // `needs_windows`. flush() follows after the last map.
+  template <typename Source>
+  static void sums(const M& map, const Normalised<S, A>& x, const Source& grad, bool needs_taps, bool needs_windows,
+                   Sums& sums, A* scratch) {
+    if (map.whole()) add_map<true>(map, x, grad, needs_taps, needs_windows, sums, scratch);
+    else add_map<false>(map, x, grad, needs_taps, needs_windows, sums, scratch);
+  }
+
+  template <bool whole, typename Source>
+  static void add_map(const M& map, const Normalised<S, A>& x, const Source& grad, bool needs_taps, bool needs_windows,
+                      Sums& sums, A* scratch) {
+    const Rows ring(map.columns(), half * M::shift, scratch);
+    A* const g = scratch + ring_size(map.width);
+    const int64_t g_stride = map.vectors() * lanes;
+    int64_t filled = 0;
+    for (int64_t h = 0; h < map.height;) {
+      h += with_rows<whole>(map.height - h, [&](auto rows) {
+        const A *x_lines[rows() + K - 1], *g_lines[rows()];
+        for (int o = 0; o < rows(); ++o) g_lines[o] = g + o * g_stride;
+        add_gradient<rows(), whole>(map, grad, h, needs_windows, sums, g, g_stride);
+        if (needs_taps) {
+          const int64_t needed = std::min(h + rows() + half, map.height);
+          for (; filled < needed; ++filled) fill<whole>(map, x, filled, ring.row(filled));
+          for (int r = 0; r < rows() + K - 1; ++r) x_lines[r] = ring.at(h - half + r, map.height);
+          add_band<rows(), whole>(map, x_lines, g_lines, sums);
+        } else {
+          sums.added += 1;
         }
       });
-      return;
+      if (sums.added >= block) sums.flush();
     }
-    at::parallel_for(0, size.batch * size.pixels(), 64, [&](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        const int64_t i = pixel / size.pixels() * sample_stride, at = pixel * size.channels;
-        for (int64_t c = 0; c < size.channels; ++c) {
-          const A d = static_cast<A>(x[at + c]) - mean[i + c];
-          grad_x[at + c] = static_cast<S>(static_cast<A>(grad[at + c]) + (shift[i + c] + scale[i + c] * d));
+  }
+
+  // R rows of g from h to lines, vector by vector, each of its values in one of them only; and their part in the sums.
+  template <int R, bool whole, typename Source>
+  static void add_gradient(const M& map, const Source& grad, int64_t h, bool needs_windows, Sums& sums, A* lines,
+                           int64_t stride) {
+    const int64_t last = map.vectors() - 1, shared = channels_last ? 0 : last * lanes - map.last_column();
+    const int64_t edge = needs_windows ? std::min<int64_t>(half, map.width) : 0;
+    // To the sums of one kind of rows, those of some lines, whose whole sum is `total`.
+    const auto add = [&](int from, V total, const A* line, int count) {
+      sums.add(from, total);
+      for (int64_t m = 0; m < edge; ++m) {
+        const int64_t right = map.width - 1 - m;
+        if constexpr (channels_last) {
+          for (int o = 0; o < count; ++o) {
+            sums.add(from + 1 + m, load(line + o * stride + m * lanes));
+            sums.add(from + 1 + half + m, load(line + o * stride + right * lanes));
+          }
+        } else {
+          const A* p = line + m + (m >= last * lanes ? shared : 0);
+          const A* q = line + right + (right >= last * lanes ? shared : 0);
+          A left_sum = 0, right_sum = 0;
+          for (int o = 0; o < count; ++o) left_sum += p[o * stride], right_sum += q[o * stride];
+          sums.partial[(from + 1 + m) * lanes] += left_sum;
+          sums.partial[(from + 1 + half + m) * lanes] += right_sum;
+        }
+      }
+    };
+    V all = {};
+    for (int o = 0; o < R; ++o) {
+      V total = {};
+      A* const line = lines + o * stride;
+      const int64_t first = (h + o) * map.row_step(), bottom = map.height - 1 - h - o;
+      const auto read = [&](int64_t at) {
+        const auto those = map.template lanes_at<whole>(first + at);
+        return only<A>(grad(first + at, those), those);
+      };
+      for (int64_t i = 0; i < last; ++i) {
+        const V v = read(channels_last ? i * map.channels : i * lanes);
+        store(line + i * lanes, v);
+        total += v;
+      }
+      V v = read(channels_last ? last * map.channels : map.last_column());
+      if (!channels_last) v = first_lanes<A>(shared) ? V{} : v;
+      store(line + last * lanes, v);
+      total += v;
+      all += total;
+      if (needs_windows && h + o < half) add(K * K + (1 + h + o) * K, total, line, 1);
+      if (needs_windows && bottom < half) add(K * K + (1 + half + bottom) * K, total, line, 1);
+    }
+    add(K * K, all, lines, R);
+  }
+
+  static constexpr int most_columns = VECTOR_BYTES == 64 ? (K == 7 ? 3 : K) : K == 3 ? 3 : K == 5 ? 2 : 1;
+
+  // The sums of g * x^ of a band, as many columns of taps at once as the registers hold.
+  template <int R, bool whole>
+  static void add_band(const M& map, const A* const* x_lines, const A* const* g_lines, Sums& sums) {
+    for (int64_t begin = 0; begin < map.vectors(); begin += block) {
+      const int64_t end = std::min(begin + block, map.vectors());
+      int j = 0;
+      for (; j + most_columns <= K; j += most_columns) {
+        add_columns<R, most_columns, whole>(map, x_lines, g_lines, j, begin, end, sums);
+      }
+      if constexpr (K % most_columns) add_columns<R, K % most_columns, whole>(map, x_lines, g_lines, j, begin, end, sums);
+      sums.added += 1;
+    }
+  }
+
+  // Those of J columns of taps from `first`.
+  template <int R, int J, bool whole>
+  ONCE static void add_columns(const M& map, const A* const* x_lines, const A* const* g_lines, int first, int64_t begin,
+                          int64_t end, Sums& sums) {
+    constexpr int ways = K == 1 ? 4 : 1;  // independent chains of additions
+    V taps[K * J * ways] = {};
+    map.each_vector(begin, end, [&](int64_t slot, int64_t column, int64_t) {
+      column += static_cast<int64_t>(first - half) * M::shift;
+      V g[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R + K - 1; ++r) {
+        if (r < R) g[r] = load(g_lines[r] + slot);
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) {
+          V v = load(x_lines[r] + column + j * M::shift);
+          // Beyond the map g is 0, but 0 times a NaN of the map would not be.
+          if (!whole && !channels_last) v = only<A>(v, First{map.width, 0});
+#pragma GCC unroll 8
+          for (int o = 0; o < R; ++o) {
+            if (r - o >= 0 && r - o < K) taps[((r - o) * J + j) * ways + o % ways] += g[o] * v;
+          }
         }
       }
     });
+#pragma GCC unroll 32
+    for (int t = 0; t < K * J; ++t) {
+      V sum = taps[t * ways];
+      for (int w = 1; w < ways; ++w) sum += taps[t * ways + w];
+      sums.add(t / J * K + first + t % J, sum);
+    }
+  }
+
+  // The sums of one channel to those of g over what each tap sees: without the rows and columns whose neighbour at the
+  // tap's offset lies beyond the map.
+  static void windows(const double* sums, int64_t height, int64_t width, double* seen) {
+    const auto row = [&](int from, int dj) {
+      const double* part = sums + K * K + from * K;
+      if (std::abs(dj) >= width) return 0.0;
+      double sum = part[0];
+      for (int m = 0; m < std::abs(dj); ++m) sum -= part[1 + (dj > 0 ? half : 0) + m];
+      return sum;
+    };
+    for (int t = 0; t < K * K; ++t) {
+      const int di = t / K - half, dj = t % K - half;
+      double sum = row(0, dj);
+      for (int m = 0; m < std::abs(di); ++m) sum -= row(1 + (di > 0 ? half : 0) + m, dj);
+      seen[t] = std::abs(di) >= height ? 0.0 : sum;
+    }
   }
 };

@@ -17,12 +17,11 @@ def f(a: int = 1, b: 'int | None' = None) -> int:
 """
 
 
-def test_every_kind_of_change(monkeypatch, tmp_path):
+def test_every_kind_of_change(tmp_path):
     """Each is made alone, and undone; messages and types are left alone."""
-    monkeypatch.setattr(mutants, 'ROOT', tmp_path)
     (tmp_path / 'a.py').write_text(CODE)
     original = ast.unparse(ast.parse(CODE))
-    found = {what.split(' ', 1)[1]: ast.unparse(tree) for what, _, tree in mutants.mutants(tmp_path / 'a.py')}
+    found = {what.split(' ', 1)[1]: ast.unparse(tree) for what, _, tree in mutants.mutants(tmp_path / 'a.py', tmp_path)}
     assert all(text != original for text in found.values())
     changed = [(a, b) for text in found.values() for a, b in zip(original.splitlines(), text.splitlines()) if a != b]
     assert ('    if not a < 2 and b:', '    if not a <= 2 and b:') in changed
@@ -42,5 +41,5 @@ def test_changes_are_noticed(tmp_path):
     done = run('tools/dev/mutants.py', 'bnet_mm/layers/arguments.py', *options)
     assert done.returncode == 0, done.stderr
     assert '4/4' in done.stdout and ' of 4 killed' in done.stdout and '0 of 4' not in done.stdout
-    tests = mutants.Runs(tmp_path, []).of(mutants.ROOT / 'bnet_mm/layers/arguments.py', range(1, 100), 1)
+    tests = mutants.Runs(tmp_path, []).of(tmp_path / 'tree/bnet_mm/layers/arguments.py', range(1, 100), 1)
     assert tests and all(name.startswith('tests/layers/test_bnet.py::') for name in tests)
