@@ -128,21 +128,16 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 
 
-if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
-    _autocasts, _autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
-else:
-
-    def _autocasts(device: str) -> bool:
-        return torch.is_autocast_cpu_enabled() if device == 'cpu' else torch.is_autocast_enabled()
-
-    def _autocast_dtype(device: str) -> torch.dtype:
-        return torch.get_autocast_cpu_dtype() if device == 'cpu' else torch.get_autocast_gpu_dtype()
-
-
 def convolution_dtype(x: Tensor) -> torch.dtype:
     """The dtype of torch's convolutions of x: autocast's, where that is on."""
-    device = x.device.type
-    return _autocast_dtype(device) if _autocasts(device) and x.dtype != torch.float64 else x.dtype
+    device, dtype = x.device.type, None
+    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    elif device == 'cpu':
+        dtype = torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    elif torch.is_autocast_enabled():
+        dtype = torch.get_autocast_gpu_dtype()
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
 def describe_backend(x: Tensor, k: int, dilation: int = 1) -> str:

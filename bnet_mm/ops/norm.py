@@ -82,15 +82,17 @@ class _Norm(torch.autograd.Function):
         if torch.is_grad_enabled() or transforms_active(grad):
             masked = grad if y is None else grad.masked_fill(y <= 0, 0)
 
-            def reference(x, weight, bias):
+            def reference(x, weight):
                 statistics = mean, rstd
                 if ctx.batch_statistics:
                     of_x, var = moments_reference(x, over_batch=True)
                     statistics = of_x, (var + ctx.eps).rsqrt()
-                return bnet_reference(x, *statistics, weight, bias).to(grad.dtype)
+                return bnet_reference(x, *statistics, weight, torch.zeros_like(mean)).to(grad.dtype)
 
-            inputs, needs = (x, weight, torch.zeros_like(mean)), (needs_x, needs_weight, needs_bias)
-            grad_x, grad_weight, grad_bias = differentiable(reference, inputs, needs, masked)
+            grad_x = grad_weight = None
+            if needs_x or needs_weight:
+                grad_x, grad_weight = differentiable(reference, (x, weight), (needs_x, needs_weight), masked)
+            grad_bias = masked.to(mean.dtype).sum((0, 2, 3)) if needs_bias else None
             return grad_x, masked if needs_residual else None, grad_weight, grad_bias, *[None] * 6
         grad_x, grad_weight, grad_bias, grad_residual = _kernels().norm_backward(
             grad, x, mean, rstd, weight, y, ctx.batch_statistics, needs_weight, needs_residual and y is not None

@@ -65,7 +65,8 @@ def test_torch_compile(training):
                 y = function(leaf)
                 y.square().sum().backward()
             calls = sorted(event.name for event in profile.events() if event.name.startswith('bnet_mm::'))
-            assert len(calls) == (0 if not BUILT else 12 if training else 8) or (step == 0 and function is fast), calls
+            parts = 12 if training and function is fast else 8  # outside of graphs, batch norm is one operation
+            assert len(calls) == (parts if BUILT else 0) or (step == 0 and function is fast), calls
             runs.append([y, leaf.grad])
         torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-4)
     for (name, a), b in zip(model.named_parameters(), twin.parameters()):

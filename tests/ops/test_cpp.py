@@ -47,7 +47,7 @@ for threads in (1, 2, 2, 1):
     torch.manual_seed(0)
     parts = hashlib.sha256()
     for channels_last, dtype, k in itertools.product((0, 1), kernels.DTYPES.values(), (1, 3, 7)):
-        for shape in [(3, 19, 14, 17), (1, 2, 57, 129), (8, 33, 7, 7)]:
+        for shape in [(3, 19, 14, 17), (1, 2, 57, 129), (8, 33, 7, 7), (3, 1, 20, 30)]:
             inputs = kernels.make_inputs(shape, k, dtype, k == 3, bool(channels_last))
             got = kernels.run(bnet, inputs, torch.randn(shape).to(dtype), relu=True)
             got.update(enumerate(moments(inputs['x'], k == 1)[1:]))

@@ -10,6 +10,7 @@ from torch import nn
 from bnet_mm import BNET
 from helpers import kernels, reference
 from helpers.kernels import CHANNELS_LAST, DTYPES, SHAPES, Calls, compiled
+from helpers.tools import python
 
 EPS, MOMENTUM = 1e-3, 0.3
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3}
@@ -189,3 +190,34 @@ def test_the_layer_counts_batches_as_batch_norm_does():
         F.relu(plain(x))
         assert layer.norm.num_batches_tracked == plain.num_batches_tracked
         torch.testing.assert_close(layer.norm.running_var, plain.running_var)
+
+
+IN_THE_INTERPRETER = """
+import copy, os, torch
+from bnet_mm import BNET
+from helpers import reference
+
+def differentiate(layer, backend, x, residual, relu):
+    os.environ['BNET_MM_BACKEND'] = backend
+    inputs = [x.clone().requires_grad_(), residual.clone().requires_grad_(), *layer.parameters()]
+    y = layer(*inputs[:2], relu=relu)
+    first = torch.autograd.grad((y * y.detach().cos()).sum(), inputs, create_graph=True)
+    loss = sum(grad.square().sum() for grad in first)
+    second = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    once = torch.autograd.grad((layer(*inputs[:2], relu=relu) * y.detach().cos()).sum(), inputs)
+    return [y, *first, *second, *once, *layer.buffers()]
+
+for training, relu in ((True, True), (False, True), (True, False)):
+    layer = reference.randomise(BNET(5, 3)).train(training)
+    x, residual = torch.randn(2, 2, 5, 6, 7)
+    exact = differentiate(copy.deepcopy(layer).double(), 'reference', x.double(), residual.double(), relu)
+    for value, expected in zip(differentiate(layer, 'triton', x, residual, relu), exact, strict=True):
+        torch.testing.assert_close(value.double(), expected.double(), rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_the_same_on_triton():
+    """In Triton's interpreter, where autograd is in Python: gradients, those of gradients, running statistics."""
+    pytest.importorskip('triton', reason='Triton is not installed')
+    done = python(IN_THE_INTERPRETER, TRITON_INTERPRET='1')
+    assert done.returncode == 0, done.stderr

@@ -69,6 +69,8 @@ struct Normalised {
   const S* x;
   typename Vector<A>::type centre, scale;
 
+  const S* memory() const { return x; }
+
   template <typename Lanes>
   auto operator()(int64_t at, Lanes lanes) const { return (load(x + at, lanes) - centre) * scale; }
 };
@@ -78,6 +80,8 @@ template <typename S, typename A>
 struct Gradient {
   const S *grad, *y;
   S* masked;
+
+  const S* memory() const { return grad; }
 
   template <typename Lanes>
   auto operator()(int64_t at, Lanes lanes) const {
@@ -158,20 +162,26 @@ struct Kernel {
         for (; filled < needed; ++filled) fill<whole>(map, source, filled, ring.row(filled));
         const A* lines[rows() + K - 1];
         for (int r = 0; r < rows() + K - 1; ++r) lines[r] = ring.at(h - half + r, map.height);
-        transform_band<rows(), whole>(map, lines, added, how, h, out);
+        transform_band<rows(), whole>(map, lines, source.memory(), added, how, h, out);
       });
     }
   }
 
   template <int R, bool whole, typename T>
-  ONCE static void transform_band(const M& map, const A* const* lines, const S* added, const Transform& how, int64_t h, T* out) {
+  ONCE static void transform_band(const M& map, const A* const* lines, const S* in, const S* added, const Transform& how,
+                                  int64_t h, T* out) {
     const int64_t row_step = map.row_step();
+    const bool is_last = h + R >= map.height;
     map.each_vector(0, map.vectors(), [&](int64_t, int64_t column, int64_t at) {
       V sums[R];
 #pragma GCC unroll 8
       for (int o = 0; o < R; ++o) sums[o] = how.start;
-      correlate<R>(lines, how.taps, column, sums);
       at += h * row_step;
+      if (!is_last) {
+        prefetch<R, false>(in + at + (R + half) * row_step, row_step);
+        prefetch<R, true>(out + at + R * row_step, row_step);
+      }
+      correlate<R>(lines, how.taps, column, sums);
 #pragma GCC unroll 8
       for (int o = 0; o < R; ++o, at += row_step) {
         const auto those = map.template lanes_at<whole>(at);
@@ -181,6 +191,14 @@ struct Kernel {
         store(out + at, v, those);
       }
     });
+  }
+
+  // What the next band will read, or write, at this column, so that its way from memory passes during the arithmetic;
+  // only to L2 where there is too little of that to hide more.
+  template <int R, bool written, typename T>
+  static inline void prefetch(const T* p, int64_t row_step) {
+#pragma GCC unroll 8
+    for (int o = 0; o < R; ++o) __builtin_prefetch(p + o * row_step, written, written || K > 3 ? 3 : 2);
   }
 
   // sums[o] += sum_ij taps[j * K + i] * lines[o + i][at + (j - half) * shift] for R rows o.

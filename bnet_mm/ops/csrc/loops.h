@@ -32,8 +32,10 @@ struct Loops {
     return n * size.channels * size.pixels() + channel * (channels_last ? 1 : size.pixels());
   }
 
-  // Samples whose maps of a channel stay in the cache.
+  // Samples whose maps of a channel stay in the cache. In channels_last only one, whose other channels are in the same
+  // lines and pages, and come next.
   static int64_t samples_of_a_task(const Sizes& size) {
+    if (channels_last) return 1;
     return std::max<int64_t>(1, (int64_t(256) << 10) / (size.pixels() * group * static_cast<int64_t>(sizeof(S))));
   }
 
@@ -56,12 +58,12 @@ struct Loops {
     });
   }
 
-  // The same of two steps, with join(channel) between them, when the first step of all parts is done: one group of
-  // channels after the other, whose maps may then still be in the cache, or part by part where these are too few.
+  // The same of two steps, with join(channel) between them, when the first step of all parts is done: in NCHW one channel
+  // after the other, whose maps may then still be in the cache, or part by part where these are too few.
   template <typename First, typename Join, typename Second>
   static void each(const Sizes& size, int64_t parts, int64_t scratch_size, const First& first, const Join& join,
                    const Second& second) {
-    if (groups(size) < at::get_num_threads()) {
+    if (channels_last || groups(size) < at::get_num_threads()) {
       each(size, parts, scratch_size, first);
       for (int64_t channel = 0; channel < size.channels; channel += group) join(channel);
       each(size, parts, scratch_size, second);
