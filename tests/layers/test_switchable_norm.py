@@ -254,3 +254,15 @@ def test_only_the_statistics_are_kept_from_conversions():
     layer.add_module('bn', torch.nn.SyncBatchNorm(4))
     layer.add_module('extra', extra)
     assert layer.bn is own and layer.extra is extra
+
+
+@pytest.mark.parametrize('kind, shape', [(SN2d, (3, 4, 5, 6)), (SN3d, (2, 4, 3, 4, 5))])
+def test_affine_by_torchs_operators(kind, shape, monkeypatch):
+    """Where no kernel runs."""
+    monkeypatch.setenv('BNET_MM_BACKEND', 'reference')
+    torch.manual_seed(0)
+    layer, x = reference.randomise(kind(4)), torch.randn(shape) * 2 + 1
+    mixture = layer.mean_weight.detach().double(), layer.var_weight.detach().double()
+    expected, _ = reference.switchable_norm(x.double(), *mixture)
+    weight, bias = (value.detach().double().view(-1, *[1] * (x.dim() - 2)) for value in (layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x).double(), expected * weight + bias, rtol=1e-5, atol=1e-5)
