@@ -70,7 +70,8 @@ def test_torch_compile(training):
             runs.append([y, leaf.grad])
         torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-4)
     for (name, a), b in zip(model.named_parameters(), twin.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item(), msg=name)
+        scale = max(1.0, a.grad.abs().max().item())  # that of a constant before a norm is 0, but for rounding
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4 * scale, msg=name)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
 
