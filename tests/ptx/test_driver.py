@@ -30,7 +30,7 @@ def test_ordinary_calls_run_on_it():
         y = layer(x)
         torch.autograd.grad(y.sum(), (x, *layer.parameters()))
     assert [done.kernel.removesuffix('_kernel') for done in gpu.launches] == [
-        'moments', 'join_moments', 'forward', 'backward', 'add_partials', 'moments_backward',
+        'moments', 'batch_statistics', 'forward', 'backward', 'add_partials', 'backward',
     ]  # fmt: skip
 
 
