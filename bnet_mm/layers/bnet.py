@@ -303,7 +303,7 @@ class BNET(nn.Module):
         backend = select_backend(x, transform.kernel_size[0], transform.dilation[0])
         if backend == 'reference':
             return None
-        weight, bias = transform._parameters['weight'], transform._parameters['bias']
+        weight, bias = transform.weight, transform.bias
         whole = statistics_of_whole_norm(norm, x, weight, bias)
         if whole is not None:
             return in_one_pass(functools.partial(fused_norm, backend, x, weight, bias, *whole), x, residual, relu)

@@ -123,7 +123,7 @@ def select_backend(x: Tensor, k: int, dilation: int = 1) -> str:
     Raises:
         ValueError, BackendError: As :func:`choose`.
     """
-    if x.numel() == 0 or torch.jit.is_tracing() or is_exporting() or transforms_active(x):
+    if torch.jit.is_tracing() or is_exporting() or x.numel() == 0 or transforms_active(x):
         return 'reference'  # nothing to do, or torch's own operators, which graphs can hold and torch.func transforms
     return choose(os.environ.get(VARIABLE, 'auto'), x.device.type, x.dtype, k, dilation)
 

@@ -34,7 +34,7 @@ def test_one_that_does_not(forward, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
     monkeypatch.setattr(triton, 'try_kernel', lambda device, original=triton.try_kernel: original('cpu'))
     triton.load.cache_clear()
-    dispatch.load_backend.cache_clear()
+    dispatch.forget()
     try:
         with pytest.warns(RuntimeWarning, match=f"{reason}.*torch's operators run instead") as caught:
             assert dispatch.choose('auto', 'cuda', torch.float32, 3, 1) == 'reference'
@@ -45,7 +45,7 @@ def test_one_that_does_not(forward, reason, monkeypatch):
         assert not torch._C._dispatch_has_kernel_for_dispatch_key('bnet_mm::forward', 'CUDA')
     finally:
         triton.load.cache_clear()
-        dispatch.load_backend.cache_clear()
+        dispatch.forget()
 
 
 def test_not_within_a_capture(monkeypatch):
