@@ -13,22 +13,22 @@ from checkout import ROOT
 README = ROOT / 'bnet_mm' / 'ops' / 'README.md'
 KERNEL_SIZES = (3, 5, 7)
 FUSED_BN = 'BN, fused tail'  # BNET-1 at C: BN, the residual's sum and ReLU in one pass
-PLAIN = 'x86_64 AVX512, 2 threads'  # the device of rows that say nothing of it
+Results = dict[str, dict[str, dict[str, str]]]  # quantity -> name of what was measured -> row
 
 
-def latest(path: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """The last measurement of everything in a CSV file: quantity and, if not PLAIN, device -> name -> row."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
+def latest(path: Path) -> dict[str, Results]:
+    """The last measurement of everything in a CSV file, by device: ``AVX2`` for two threads of an x86 with that."""
+    found: dict[str, Results] = {}
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
-            device = row['device']
-            other = device.removeprefix(PLAIN) if device.startswith(PLAIN) else f', {device}'
-            found.setdefault(row['quantity'] + other, {})[row['name']] = row
+            device = row['device'].removeprefix('x86_64 ').replace(', 2 threads', '')
+            found.setdefault(device, {}).setdefault(row['quantity'], {})[row['name']] = row
     return found
 
 
-def kernel_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+def kernel_table(found: dict[str, Results]) -> list[str]:
     """Ratios to BN of one benchmark, by kernel size; the two-operator form's in brackets."""
+    results = {f'{quantity}, {device}': rows for device, part in found.items() for quantity, rows in part.items()}
     fused = [FUSED_BN] if any(FUSED_BN in rows for rows in results.values()) else []
     header = ['what', 'BN', *fused, *(f'k = {k}' for k in KERNEL_SIZES)]
     lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' * len(header)]
@@ -42,9 +42,11 @@ def kernel_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
     return lines
 
 
-def norm_table(results: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+def norm_table(found: dict[str, Results]) -> list[str]:
+    """Ratios to BN of every norm, on the device that was measured last."""
+    device, results = list(found.items())[-1]
     quantities = ('training step', 'inference', 'saved for backward')
-    lines = ['| norm | ' + ' | '.join(quantities) + ' |', '|---|---|---|---|']
+    lines = [f'| norm, {device} | ' + ' | '.join(quantities) + ' |', '|---|---|---|---|']
     for name in results[quantities[0]]:
         cells = (f'{float(results[quantity][name]["ratio_to_bn"]):.2f}' for quantity in quantities)
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
