@@ -203,10 +203,31 @@ def _function(i: Instruction, read: Read) -> str:
 
 @expression('setp')
 def _compare(i: Instruction, read: Read) -> str:
-    comparison, dtype = i.modifiers[0], DTYPES[i.kind]
-    if i.kind in ('f16x2', 'bf16x2', 'f32x2'):
+    """Of packed operands the lower halves, and :func:`compare_upper` of the upper ones, which must have a place."""
+    if i.kind in ('f16x2', 'bf16x2'):
+        if '|' not in i.operands[0]:
+            raise UnknownInstruction(i.name)
+        return _compared(i, i.kind.removesuffix('x2'), read, [_half(i, read, n, 0) for n in (1, 2)])
+    if i.kind == 'f32x2':
         raise UnknownInstruction(i.name)
-    a, b = (widened('bf16', read(n, 'u2')) if i.kind == 'bf16' else read(n, dtype) for n in (1, 2))
+    dtype = DTYPES[i.kind]
+    values = [widened('bf16', read(n, 'u2')) if i.kind == 'bf16' else read(n, dtype) for n in (1, 2)]
+    return _compared(i, i.kind, read, values)
+
+
+def compare_upper(i: Instruction, read: Read) -> str | None:
+    """What the second place of a comparison gets: that of the upper halves; None if these are not packed."""
+    if i.kind not in ('f16x2', 'bf16x2'):
+        return None
+    return _compared(i, i.kind.removesuffix('x2'), read, [_half(i, read, n, 1) for n in (1, 2)])
+
+
+def _half(i: Instruction, read: Read, n: int, half: int) -> str:
+    return widened(i.kind.removesuffix('x2'), f"({read(n, 'u4')} >> np.uint32({16 * half})).astype('u2')")
+
+
+def _compared(i: Instruction, kind: str, read: Read, values: list[str]) -> str:
+    comparison, (a, b) = i.modifiers[0], values
     unordered = f'(np.isnan({a}) | np.isnan({b}))'
     if comparison == 'nan':
         code = unordered
@@ -214,9 +235,9 @@ def _compare(i: Instruction, read: Read) -> str:
         code = f'~{unordered}'
     elif comparison in COMPARISONS:
         code = f'({a} {COMPARISONS[comparison]} {b})'
-        if is_float(i.kind) and comparison == 'ne':
+        if is_float(kind) and comparison == 'ne':
             code = f'({code} & ~{unordered})'
-    elif comparison.removesuffix('u') in COMPARISONS and is_float(i.kind):
+    elif comparison.removesuffix('u') in COMPARISONS and is_float(kind):
         code = f'(({a} {COMPARISONS[comparison[:-1]]} {b}) | {unordered})'
     else:
         raise UnknownInstruction(i.name)

@@ -179,6 +179,21 @@ def test_packed_and_mixed_precision(kind, narrow):
         assert torch.equal(out.view(torch.int32), expected.int())
 
 
+@pytest.mark.parametrize('kind, narrow', [('f16', torch.float16), ('bf16', torch.bfloat16)])
+@pytest.mark.parametrize('comparison', ['le', 'leu', 'gt'])
+def test_comparisons_of_packed_halves(kind, narrow, comparison):
+    """The lower halves to the first predicate, the upper ones to the second."""
+    torch.manual_seed(0)
+    halves = torch.randn(32, 2).to(narrow)
+    halves[::3, 0], halves[1::4, 1], halves[5], halves[9] = 0, 0, 0, float('nan')
+    out = halves.view(torch.int32)[:, 0].clone()
+    execute(f'ld.global.b32 %r4, [%d4];\nmov.b32 %r5, 0;\nsetp.{comparison}.{kind}x2 %p1|%p2, %r4, %r5;\n'
+            'selp.b32 %r6, 1, 0, %p1;\nselp.b32 %r7, 2, 0, %p2;\nadd.s32 %r9, %r6, %r7;\nst.global.b32 [%d4], %r9;',
+            out)  # fmt: skip
+    expected = {'le': halves <= 0, 'leu': ~(halves > 0), 'gt': halves > 0}[comparison].int()
+    assert torch.equal(out, expected[:, 0] + 2 * expected[:, 1])
+
+
 def test_matrices_go_through_shared_memory_and_back():
     """stmatrix of fragments, then ldmatrix, both transposed or not; rows of 16 bytes at an own place each."""
     for store, load, transposed in (('', '', False), ('.trans', '.trans', False), ('.trans', '', True)):

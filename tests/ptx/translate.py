@@ -14,7 +14,7 @@ from types import CodeType
 import numpy as np
 
 from ptx import values, warp
-from ptx.arithmetic import EXPRESSIONS
+from ptx.arithmetic import EXPRESSIONS, compare_upper
 from ptx.faults import UnknownInstruction
 from ptx.reader import SIZES, Block, Instruction, Kernel, address_of, registers_in
 from ptx.values import DTYPES
@@ -224,7 +224,10 @@ class _BlockWriter:
             raise UnknownInstruction(f'PTX instruction {i.name} ({i.source})')
 
     def _compute(self, i: Instruction) -> None:
-        value = EXPRESSIONS[i.opcode](i, lambda n, dtype: self.read(i.operands[n], dtype))
+        def read(n: int, dtype: str) -> str:
+            return self.read(i.operands[n], dtype)
+
+        value = EXPRESSIONS[i.opcode](i, read)
         first, *second = i.operands[0].split('|')
         if i.opcode == 'cvt':
             value = self.fitted(first, value, i.modifiers[-2])
@@ -234,7 +237,7 @@ class _BlockWriter:
             value = f"({value}).view('u4')"
         self.assign(first, value, i)
         for other in second:
-            self.assign(other, f'~{first.lstrip("%")}', i)
+            self.assign(other, compare_upper(i, read) or f'~{first.lstrip("%")}', i)
 
     def _mov(self, _: int, i: Instruction) -> None:
         to, of = i.operands
