@@ -16,6 +16,7 @@ from pathlib import Path
 from bnet_mm.cli import UserError, run_tool
 from bnet_mm.files import written
 from bnet_mm.visualization.curves import draw_curves, write_csv
+from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.runs import grouped, read_run
 
 
@@ -35,8 +36,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     figure = draw_curves(groups, args.metric or next(iter(metrics), None))
     for suffix in ('png', 'svg'):
-        with written(args.out / f'curves.{suffix}') as temporary:
-            figure.savefig(temporary, dpi=150)
+        save(figure, args.out / f'curves.{suffix}')
     with written(args.out / 'curves.csv') as temporary:
         write_csv(groups, metrics, temporary)
     print(f'{args.out}/curves.png, .svg and .csv')

@@ -29,6 +29,7 @@ from bnet_mm.visualization.detections import (
     read_detections,
 )
 from bnet_mm.visualization.errors import draw_errors, error_rows, tide_errors
+from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.side_by_side import SCORE, by_difference, draw_side_by_side
 
 
@@ -71,14 +72,14 @@ def main() -> None:
         writer = csv.DictWriter(file, ['model', *next(iter(errors.values()))])
         writer.writeheader()
         writer.writerows(dict(row, model=name) for name, row in errors.items())
-    draw_errors(errors).savefig(args.out / 'errors.png', dpi=150)
-    draw_precision_recall(evaluations).savefig(args.out / 'precision_recall.png', dpi=150)
+    save(draw_errors(errors), args.out / 'errors.png')
+    save(draw_precision_recall(evaluations), args.out / 'precision_recall.png')
     matched = {name: matches(evaluation, SCORE) for name, evaluation in evaluations.items()}
     there = [image for image, _ in by_difference(matched) if image in files and Path(files[image]).is_file()]
     for rank, image in enumerate(there[: args.pictures], 1):
         picture = mmcv.imread(files[image], channel_order='rgb')
         figure = draw_side_by_side(evaluations, matched, image, picture)
-        figure.savefig(args.out / f'{rank:02d}_{Path(files[image]).stem}.png', dpi=150)
+        save(figure, args.out / f'{rank:02d}_{Path(files[image]).stem}.png')
     print(f'{args.out}: errors.png, errors.csv, precision_recall.png and {len(there[: args.pictures])} images')
 
 

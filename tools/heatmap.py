@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from bnet_mm.cli import Options, UserError, load_config, run_tool
-from bnet_mm.files import written
+from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.shown import CAPTION, Shown
 from bnet_mm.visualization.strips import strip
 
@@ -49,8 +49,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for path in args.images:
         target = args.out / f'{Path(path).stem}.png'
-        with written(target) as temporary:
-            strip([row for model in models for row in model.rows(path)], CAPTION).savefig(temporary, dpi=150)
+        save(strip([row for model in models for row in model.rows(path)], CAPTION), target)
         print(target)
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors, run_tool
-from bnet_mm.files import written
+from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.taps import draw_taps, stage_shares, tap_layers, tap_statistics
 
 
@@ -45,8 +45,7 @@ def main() -> None:
     console.print(table)
     console.print(shares)
     args.out.mkdir(parents=True, exist_ok=True)
-    with written(args.out / 'taps.png') as temporary:
-        draw_taps(layers).savefig(temporary, dpi=150)
+    save(draw_taps(layers), args.out / 'taps.png')
     print(args.out / 'taps.png')
 
 

@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from bnet_mm.files import written
 from bnet_mm.surgery.config import dicts_in
+from bnet_mm.visualization.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +52,7 @@ class Section:
 
     def add(self, figure: Figure, out: Path, file: str, alt: str) -> None:
         """Save a figure into ``out`` and show it."""
-        with written(out / file) as temporary:
-            figure.savefig(temporary, dpi=DPI)
+        save(figure, out / file, DPI)
         width, height = (round(size * DPI) for size in figure.get_size_inches())
         self.pictures.append(Picture(file, alt, width, height))
 

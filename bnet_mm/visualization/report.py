@@ -15,8 +15,10 @@ from mmengine.utils import import_modules_from_strings
 import bnet_mm
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.files import written
 from bnet_mm.surgery.config import dicts_in
 from bnet_mm.visualization.curves import draw_curves, write_csv
+from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.page import Section, Table, compared, norm_of, revision, write_page
 from bnet_mm.visualization.runs import Run
 from bnet_mm.visualization.shown import CAPTION, Shown
@@ -43,7 +45,7 @@ def build_report(groups: Groups, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     first = {name: runs[0] for name, runs in groups.items()}
     errors, images = error_sections(first, out)
-    maps, costs = map_section(first, images or test_images(next(iter(first.values()))), out)
+    maps, costs = map_section(first, images or first_images(next(iter(first.values()))), out)
     sections = [
         run_section(groups, costs), metric_section(groups), curve_section(groups, out), *errors, maps,
         tap_section(first, out), speed_section(groups),
@@ -100,8 +102,9 @@ def curve_section(groups: Groups, out: Path) -> Section:
     validated = [name for name in runs[0].metrics() if len(runs[0].metric(name).steps)]
     metric = next(iter(validated), None)
     figure = draw_curves(groups, metric)
-    figure.savefig(out / 'curves.svg')
-    write_csv(groups, validated, out / 'curves.csv')
+    save(figure, out / 'curves.svg')
+    with written(out / 'curves.csv') as temporary:
+        write_csv(groups, validated, temporary)
     section.add(
         figure, out, 'curves.png', f'Loss{f" and {metric}" if metric else ""} over iterations and hours of training'
     )
@@ -137,10 +140,8 @@ def error_sections(first: dict[str, Run], out: Path) -> tuple[list[Section], lis
         files.update(of_model)
     if importlib.util.find_spec('tidecv'):
         errors = tide_errors(truth, found)
-        header, caption = (
-            ['model', *next(iter(errors.values()))],
-            'AP at IoU 0.5 and what errors cost of it, %, by TIDE',
-        )
+        header = ['model', *next(iter(errors.values()))]
+        caption = 'AP at IoU 0.5 and what errors cost of it, %, by TIDE'
         section.tables.append(Table(caption, header, error_rows(errors)))
         section.add(draw_errors(errors), out, 'errors.png', 'Shares of the errors, and what each costs')
     else:
@@ -181,7 +182,7 @@ def confusion_section(first: dict[str, Run], out: Path) -> Section:
     return section
 
 
-def test_images(run: Run) -> list[str]:
+def first_images(run: Run) -> list[str]:
     """The first files of the run's test data; none if they cannot be found."""
     try:
         with DefaultScope.overwrite_default_scope(run.scope):

@@ -29,9 +29,9 @@ from torch import nn
 
 from benchmark import Row, evaluate, forward_backward, layer, peak_memory, resnet, saved_bytes, train_step, write
 from bnet_mm.cli import run_tool
-from helpers.gpu import CUDA, DEVICE, LAYOUTS, gpu_or_stand_in
+from bnet_mm.files import written
+from helpers.gpu import CUDA, DEVICE, DTYPES, LAYOUTS, gpu_or_stand_in
 
-DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 MAPS = ((16, 256, 200, 336), (32, 256, 56, 56), (64, 1024, 14, 14), (64, 2048, 7, 7)) if CUDA else ((2, 4, 6, 14),)
 LARGE = MAPS[0]
 SIZES = (3, 5, 7) if CUDA else (3,)
@@ -71,9 +71,8 @@ def main() -> None:
         device=torch.cuda.get_device_name() if CUDA else 'none: executed PTX, nothing timed', torch=torch.__version__,
         met=all(goal.met is not False for goal in goals), goals=[dict(goal._asdict(), met=goal.met) for goal in goals],
     )  # fmt: skip
-    partial = folder / 'verdict.json.part'
-    partial.write_text(json.dumps(verdict, indent=1))
-    partial.rename(folder / 'verdict.json')
+    with written(folder / 'verdict.json') as temporary:
+        temporary.write_text(json.dumps(verdict, indent=1))
     for goal in goals:
         word = {None: 'not measured', True: 'met', False: 'MISSED'}[goal.met]
         figure = '' if goal.figure is None else f'{goal.figure:.3g}'
