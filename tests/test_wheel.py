@@ -82,7 +82,8 @@ def wheel(tmp_path_factory):
 def test_contents_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     mim = {name.removeprefix('bnet_mm/.mim/') for name in names if name.startswith('bnet_mm/.mim/')}
-    configs = {f'configs/{path.name}' for path in (REPO / 'configs').iterdir() if path.is_file()}
+    files = [path for path in (REPO / 'configs').rglob('*') if path.is_file() and path.suffix != '.pyc']
+    configs = {path.relative_to(REPO).as_posix() for path in files}
     assert {name for name in mim if name.startswith('configs/')} == configs
     assert {'model-index.yml', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh'} <= mim
     assert {'bnet_mm/ops/bnet.py', 'bnet_mm/visualization/page.html'} <= names
