@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from mmengine.runner import Runner
 from mmengine.utils import get_object_from_string
 
 from bnet_mm import BNET
-from bnet_mm.cli import OTHER_KEYS
+from bnet_mm.cli import OTHER_KEYS, UserError
+from bnet_mm.engine.options import check_pretrained
 from bnet_mm.engine.runner import build_model
 from bnet_mm.host.configs import find_config
+from bnet_mm.visualization.page import norm_of
 from helpers.configs import CONFIGS, NEW_STYLE, load, scope
 from helpers.paths import REPO
 
@@ -94,3 +97,18 @@ def test_they_build_the_same(name, tmp_path):
     for model in others:
         assert modules(model) == modules(classic)
         torch.testing.assert_close(model.state_dict(), classic.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name, norm, missing', [
+    ('faster_rcnn_r50_bnet5_1x', 'BNET-5 at C', 'R50_BNET-5.pth'), ('faster_rcnn_r50_bn_1x', 'BatchNorm2d', ''),
+    ('tsn_r50_bnet3_ucf101', 'BNET-3 at C', 'R50_BNET-3.pth'), ('pspnet_r50_bn_40k_cityscapes', 'SyncBatchNorm', ''),
+])  # fmt: skip
+def test_what_our_tools_see_in_them(name, norm, missing, tmp_path, monkeypatch):
+    """By the class itself, and by its path in what mmengine writes into the work dir."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_new(name)
+    cfg.dump(tmp_path / 'dumped.py')
+    for one in (cfg, Config.fromfile(tmp_path / 'dumped.py')):
+        assert norm_of(one) == norm
+        with pytest.raises(UserError, match=f'checkpoints/{missing}: does not exist') if missing else nullcontext():
+            check_pretrained(one.model)
