@@ -48,7 +48,9 @@ COMMANDS = {
     r'tools/slurm_(train|test)\.sh ': 'tests/tools/test_scripts.py::test_slurm_scripts_ask_for_the_right_job',
     r'mim train mmdet ': 'tests/tools/test_train.py::test_mim_train',
     r'mim (search bnet_mm |download)': WHEEL,
-    r'mim train bnet_mm ': 'not run: mim train is run for mmdet; of an installed wheel, search and download',
+    r'mim (train|test) bnet_mm ': 'tests/test_wheel.py::test_mim_trains_and_tests',
+    r'mim install ': 'not run: changes the environment; tests/test_wheel.py has pip wheel',
+    r'torchrun ': 'tests/tools/test_scripts.py::test_strategies_in_two_processes',
     # pictures
     r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
     r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
@@ -116,7 +118,7 @@ def commands_of(page):
     text = TEXTS[page]
     found = [command for block in re.findall(r'```bash\n(.*?)```', text, re.S) for command in split_shell(block)]
     inline = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
-    start = re.compile(r'(bash|python|pip|mim|ruff|pytest) \S|tools/\w+\.sh \S')
+    start = re.compile(r'(bash|python|pip|mim|torchrun|ruff|pytest) \S|tools/\w+\.sh \S')
     return found + [' '.join(code.split()) for code in inline if start.match(code)]
 
 
