@@ -64,5 +64,4 @@ def _wrap_by_strategy(cfg: Config) -> None:
     cfg.strategy = strategy
 
 
-
 register(__name__)

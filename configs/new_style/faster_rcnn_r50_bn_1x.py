@@ -55,7 +55,7 @@ model = dict(
         type=StandardRoIHead,
         bbox_roi_extractor=dict(
             type=SingleRoIExtractor,
-            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),  # by name, as nms: mmdet looks in mmcv.ops
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),  # by name, as nms: looked up in mmcv.ops
             out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),

@@ -29,7 +29,7 @@ def load_new(name):
 
 
 def meant(name, library):
-    """Everything that this library has under a name; mmaction's registry of functions is broken, and not for configs."""
+    """Everything that this library has under a name, but functions, whose registry is broken in mmaction."""
     registries = vars(importlib.import_module(f'{library}.registry')).values()
     return [one.get(name) for one in registries if isinstance(one, Registry) and one.name != 'function']
 
