@@ -9,5 +9,5 @@ model['backbone'].update(
     type=WithBNET,
     base=model['backbone']['type'],
     bnet=dict(k=5, where='C'),
-    init_cfg=dict(type='Pretrained', checkpoint='checkpoints/R50_BNET-5.pth'),
+    init_cfg=dict(type='Pretrained', checkpoint=f'{checkpoints}/R50_BNET-5.pth'),
 )

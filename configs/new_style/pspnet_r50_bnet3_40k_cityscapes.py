@@ -9,5 +9,5 @@ model['backbone'].update(
     type=WithBNET,
     base=model['backbone']['type'],
     bnet=dict(k=3, where='C'),
-    init_cfg=dict(type='Pretrained', checkpoint='checkpoints/R50_BNET-3.pth'),
+    init_cfg=dict(type='Pretrained', checkpoint=f'{checkpoints}/R50_BNET-3.pth'),
 )

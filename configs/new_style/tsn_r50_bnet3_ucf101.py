@@ -9,5 +9,5 @@ model['backbone'].update(
     type=WithBNET,
     base=model['backbone']['type'],
     bnet=dict(k=3, where='C'),
-    pretrained='checkpoints/R50_BNET-3.pth',
+    pretrained=f'{checkpoints}/R50_BNET-3.pth',
 )

@@ -105,10 +105,10 @@ def test_they_build_the_same(name, tmp_path):
 ])  # fmt: skip
 def test_what_our_tools_see_in_them(name, norm, missing, tmp_path, monkeypatch):
     """By the class itself, and by its path in what mmengine writes into the work dir."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('BNET_CHECKPOINTS', str(tmp_path))
     cfg = load_new(name)
     cfg.dump(tmp_path / 'dumped.py')
     for one in (cfg, Config.fromfile(tmp_path / 'dumped.py')):
         assert norm_of(one) == norm
-        with pytest.raises(UserError, match=f'checkpoints/{missing}: does not exist') if missing else nullcontext():
+        with pytest.raises(UserError, match=f'{tmp_path}/{missing}: does not exist') if missing else nullcontext():
             check_pretrained(one.model)

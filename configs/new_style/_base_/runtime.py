@@ -2,7 +2,9 @@
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.visualization import LocalVisBackend
 
-__import__('bnet_mm.host.compat')  # new-style configs have no custom_imports
+# mmengine defers the imports of new-style configs, and these have no custom_imports.
+__import__('bnet_mm.host.compat')
+checkpoints = __import__('os').environ.get('BNET_CHECKPOINTS', 'checkpoints')
 
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
