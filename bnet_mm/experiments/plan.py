@@ -18,7 +18,7 @@ from bnet_mm.cli import UserError, clear_errors
 from bnet_mm.surgery.config import dicts_in
 
 FIELDS = ('about', 'base', 'metric', 'seeds', 'variants', 'claims')
-VARIANT_FIELDS = ('base', 'options', 'than', 'processes')
+VARIANT_FIELDS = ('base', 'options', 'than', 'weights', 'processes')
 CLAIM_FIELDS = ('source', 'says', 'printed', 'variant', 'than')
 OF = ('last', 'mean')
 
@@ -30,6 +30,7 @@ class Variant:
     base: The config.
     options: Merged into it, as ``--cfg-options`` of tools/train.py.
     than: The variant that it is compared with, whose initial weights it starts from; None: it starts from its own.
+    weights: 'PLAN/VARIANT': it starts from what the run of that variant with the same seed has learnt, instead.
     processes: Trained by tools/dist_train.sh if more than one.
     """
 
@@ -37,6 +38,7 @@ class Variant:
     base: Path
     options: dict[str, Any] = field(default_factory=dict)
     than: str | None = None
+    weights: str | None = None
     processes: int = 1
 
 
@@ -87,7 +89,8 @@ class Plan:
     def config(self, variant: Variant, seed: int) -> Config:
         """The whole config of a run, which tools/train.py takes as it is."""
         cfg = self._merged(variant)
-        start = self._merged(self.variants[variant.than]).model.to_dict() if variant.than else None
+        paired = variant.than and not variant.weights
+        start = self._merged(self.variants[variant.than]).model.to_dict() if paired else None
         hooks = [*cfg.get('custom_hooks', []), dict(type='PairedRun', seed=seed, start=start)]
         cfg.custom_hooks = hooks
         cfg.randomness = dict(seed=seed)
@@ -133,7 +136,9 @@ def read_plan(path: Path) -> Plan:
         _check(isinstance(processes, int) and processes > 0, f'{at}: processes is a number above 0', processes)
         base = path.parent / one.get('base', given['base'])
         _check(base.is_file(), f'{at}: base is a config beside the plan', str(base))
-        variants[name] = Variant(str(name), base, one.get('options') or {}, than, processes)
+        weights = one.get('weights')
+        _check(weights is None or str(weights).count('/') == 1, f'{at}: weights is PLAN/VARIANT', weights)
+        variants[name] = Variant(str(name), base, one.get('options') or {}, than, weights, processes)
     claims = []
     for one in given['claims']:
         _check_fields(one, (*CLAIM_FIELDS, 'of'), CLAIM_FIELDS, f'{where}, claims')

@@ -9,7 +9,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -112,18 +111,22 @@ def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result, i
         folder: For the work dirs. A run that was killed goes on from its last epoch there.
         workers: Runs at a time; they share the cores.
         report: Called with each result and the number of runs that are left.
+
+    Raises:
+        UserError: If a run starts from the weights of another plan's that are not there.
     """
     waiting = still_to_run(plan)
-    threads = max(1, (len(os.sched_getaffinity(0))) // workers)
-    lock = threading.Lock()
+    for variant, seed in waiting:
+        if variant.weights:
+            trained_weights(folder, variant.weights, seed)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(_train, plan, variant, seed, folder, threads) for variant, seed in waiting]
         try:
             for left, future in zip(reversed(range(len(futures))), as_completed(futures)):
                 result = future.result()
-                with lock:
-                    others = [one for one in read_results(plan.csv) if one.key != result.key]
-                    write_results([*others, result], plan.csv)
+                others = [one for one in read_results(plan.csv) if one.key != result.key]
+                write_results([*others, result], plan.csv)
                 report(result, left)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -131,12 +134,14 @@ def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result, i
 
 
 def _train(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int) -> Result:
-    place = folder / plan.name / variant.name.replace(' ', '_').replace('/', '_') / f'seed{seed}'
+    place = place_of(folder, plan.name, variant.name, seed)
     place.mkdir(parents=True, exist_ok=True)
     with open(place / 'lock', 'w') as lock:
         # The training holds it too: where this program was killed alone, it goes on, and is waited for here.
         fcntl.flock(lock, fcntl.LOCK_EX)
         cfg = plan.config(variant, seed)
+        if variant.weights:
+            cfg.load_from = str(trained_weights(folder, variant.weights, seed))
         config, work_dir = place / 'config.py', place / 'run'
         if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
             shutil.rmtree(work_dir, ignore_errors=True)
@@ -178,6 +183,24 @@ def _train(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int) 
         threads=threads, device=_device(), torch=torch.__version__, bnet_mm=bnet_mm.__version__, revision=revision(),
         date=date.today().isoformat(),
     )  # fmt: skip
+
+
+def place_of(folder: Path, plan: str, variant: str, seed: int) -> Path:
+    """The folder of a run below the work dir: its config, what it printed, and its own work dir, ``run``."""
+    return folder / plan / variant.replace(' ', '_').replace('/', '_') / f'seed{seed}'
+
+
+def trained_weights(folder: Path, source: str, seed: int) -> Path:
+    """The last checkpoint of a run of another plan, 'PLAN/VARIANT'.
+
+    Raises:
+        UserError: If there is none.
+    """
+    plan, variant = source.split('/')
+    run = place_of(folder, plan, variant, seed) / 'run'
+    if not (run / 'last_checkpoint').exists():
+        raise UserError(f'{source}, seed {seed}, was not trained in {folder}: run the plan {plan}.yml first')
+    return run / Path((run / 'last_checkpoint').read_text().strip()).name
 
 
 def epoch_losses(run: Run) -> list[float]:

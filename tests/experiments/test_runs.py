@@ -11,10 +11,19 @@ import pytest
 import torch
 
 from bnet_mm.cli import UserError
-from bnet_mm.experiments.runs import DONE, Result, read_results, still_to_run, write_results
+from bnet_mm.experiments.runs import (
+    DONE,
+    Result,
+    place_of,
+    read_results,
+    run_plan,
+    still_to_run,
+    trained_weights,
+    write_results,
+)
 from bnet_mm.experiments.tables import claim_rows, variant_rows
 from helpers.paths import REPO
-from helpers.tools import assert_one_clear_sentence, run
+from helpers.tools import assert_one_clear_sentence, call_tool, run
 
 RESULT = Result(
     variant='BN', seed=0, status=DONE, config='', last=2.0, best=3.0, metrics='1 3 2', losses='3 2 1', seconds=60.0,
@@ -82,10 +91,22 @@ def test_changed_plan_is_refused(make_plan):
         still_to_run(plan)
 
 
+def test_weights_of_another_plan(make_plan, tmp_path):
+    """The last checkpoint of the run with the same seed, also where the work dir was moved; nothing runs without it."""
+    run_dir = place_of(tmp_path, 'first', 'BN, 4 images', 3) / 'run'
+    run_dir.mkdir(parents=True)
+    (run_dir / 'last_checkpoint').write_text('/old/place/epoch_2.pth')
+    assert trained_weights(tmp_path, 'first/BN, 4 images', 3) == run_dir / 'epoch_2.pth'
+    plan = make_plan(more='tuned: {weights: first/BN}')
+    with pytest.raises(UserError, match='first/BN, seed 0, was not trained in .*: run the plan first.yml first'):
+        run_plan(plan, tmp_path, 1, report=lambda *_: None)
+    assert read_results(plan.csv) == []
+
+
 def test_wrong_arguments(tmp_path):
-    done = run('tools/experiment.py', tmp_path / 'none.yml')
-    assert_one_clear_sentence(done, 'none.yml')
-    assert_one_clear_sentence(run('tools/experiment.py', 'x.yml', '--workers', '0'), '--workers')
+    assert_one_clear_sentence(run('tools/experiment.py', tmp_path / 'none.yml'), 'none.yml')
+    with pytest.raises(UserError, match='--workers takes a number above 0, got 0'):
+        call_tool('experiment', 'x.yml', '--workers', '0')
 
 
 def test_results_are_written_as_they_were(tmp_path):
