@@ -14,7 +14,14 @@ from bnet_mm import host
 from bnet_mm.ops import limits
 from helpers.paths import REPO
 
-PAGES = ('README.md', 'tools/README.md', 'bnet_mm/ops/README.md', 'configs/README.md', 'CONTRIBUTING.md')
+PAGES = (
+    'README.md',
+    'tools/README.md',
+    'bnet_mm/ops/README.md',
+    'configs/README.md',
+    'CONTRIBUTING.md',
+    'configs/experiments/README.md',
+)
 TEXTS = {page: (REPO / page).read_text() for page in PAGES}
 
 WHEEL = 'tests/test_wheel.py::test_use_of_the_wheel'
@@ -57,6 +64,11 @@ COMMANDS = {
     r'python tools/curves\.py ': 'tests/tools/test_curves.py::test_three_files',
     r'python tools/errors\.py ': 'tests/tools/test_errors.py::test_two_models',
     r'python tools/report\.py ': 'tests/tools/test_report.py::test_page_of_several_runs',
+    r'python tools/experiment\.py ': (
+        'tests/experiments/test_runs.py::test_plan_is_trained_and_a_failure_does_not_stop_it'
+    ),
+    r'python tools/dev/experiment_tables\.py': 'tests/tools/dev/test_experiment_tables.py::test_page_is_not_stale',
+    r'ln -s ': "not run: the shell's own",
     # conversion
     r'python tools/convert_config\.py ': 'tests/tools/test_convert_config.py::test_convert_config_and_its_checkpoint',
     r'python tools/convert_checkpoint\.py .* --backbone': BACKBONE,

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from bnet_mm import BNConv
+from bnet_mm.surgery.config import config_text
 from helpers import reference
 from helpers.nets import BLOCKS_50, backbone, bnet_names, build
 from helpers.paths import REPO
@@ -71,3 +72,19 @@ def test_cfg_options_set_k_and_where():
     model = MODELS.build(cfg.model.backbone)
     assert bnet_names(model) == {f'{block}.bn{i}' for block in BLOCKS_50 for i in (1, 2)}
     assert model.layer1[0].bn1.bnconv.k == 7
+
+
+@pytest.mark.parametrize('bnet, written', [
+    (dict(k=5, where='AC', dilation=1), "bnet=dict(k=5, where='AC'))"),
+    (dict(k=3, where='C', dilation=2), "bnet=dict(k=3, where='C', dilation=2))"),
+])  # fmt: skip
+def test_text_of_a_config(bnet, written):
+    cfg = Config(dict(model=dict(type='FCOS'), work_dir='runs/old/', custom_imports=dict(imports='mine')))
+    assert config_text(cfg, 'my config', './old.py', bnet, 'new', 'new.pth').splitlines() == [
+        f'# my config with BNET-{bnet["k"]} at {bnet["where"]!r}.',
+        "_base_ = './old.py'",
+        "custom_imports = dict(imports=['mine', 'bnet_mm'])",
+        f"model = dict(type='WithBNET', base='FCOS', {written}",
+        "work_dir = 'runs/new'",
+        "load_from = '{{ fileDirname }}/new.pth'",
+    ]
