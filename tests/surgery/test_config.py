@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from bnet_mm import BNConv
-from bnet_mm.surgery.config import config_text
+from bnet_mm.surgery.config import config_text, inherited_names
 from helpers import reference
 from helpers.nets import BLOCKS_50, backbone, bnet_names, build
 from helpers.paths import REPO
@@ -88,3 +88,22 @@ def test_text_of_a_config(bnet, written):
         "work_dir = 'runs/new'",
         "load_from = '{{ fileDirname }}/new.pth'",
     ]
+
+
+def test_text_of_a_config_without_imports():
+    lines = config_text(Config(dict(model=dict(type='FCOS'))), 'a', './a.py', dict(k=3, where='C', dilation=1), 'b')
+    assert "custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)" in lines.splitlines()
+    assert 'work_dir' not in lines and 'load_from' not in lines
+
+
+def test_what_names_a_run():
+    """load_from, resume, and names of the visualizer's backends; its own name is seen by nobody, its folder is."""
+    backends = [dict(type='LocalVisBackend', save_dir='a'), dict(type='WandbVisBackend', init_kwargs=dict(project='p'))]
+    visualizer = dict(type='DetLocalVisualizer', name='visualizer', save_dir='runs', vis_backends=backends)
+    assert inherited_names(Config(dict(load_from='x.pth', resume=False, visualizer=visualizer))) == {
+        'load_from': 'x.pth',
+        'visualizer.save_dir': 'runs',
+        'visualizer.vis_backends.0.save_dir': 'a',
+        'visualizer.vis_backends.1.init_kwargs.project': 'p',
+    }
+    assert inherited_names(Config(dict(load_from=None))) == {}
