@@ -89,8 +89,9 @@ class Plan:
     def config(self, variant: Variant, seed: int) -> Config:
         """The whole config of a run, which tools/train.py takes as it is."""
         cfg = self._merged(variant)
-        paired = variant.than and not variant.weights
-        start = self._merged(self.variants[variant.than]).model.to_dict() if paired else None
+        start = None
+        if variant.than and not variant.weights:
+            start = self._merged(self.variants[variant.than]).model.to_dict()
         hooks = [*cfg.get('custom_hooks', []), dict(type='PairedRun', seed=seed, start=start)]
         cfg.custom_hooks = hooks
         cfg.randomness = dict(seed=seed)
