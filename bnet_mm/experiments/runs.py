@@ -142,7 +142,7 @@ def _train(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int) 
         cfg = plan.config(variant, seed)
         if variant.weights:
             cfg.load_from = str(trained_weights(folder, variant.weights, seed))
-        config, work_dir = place / 'config.py', place / 'run'
+        config, work_dir = place / f'{place.parent.name}.py', place / 'run'
         if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
             shutil.rmtree(work_dir, ignore_errors=True)
         with written(config) as temporary:

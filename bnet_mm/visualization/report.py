@@ -61,7 +61,7 @@ def run_section(groups: Groups, costs: dict[str, tuple[float, float]]) -> Sectio
         seeds = ', '.join(str(run.seed if run.seed is not None else run.environment().get('seed', '?')) for run in runs)
         steps = [int(run.loss().steps[-1]) if len(run.loss().steps) else 0 for run in runs]
         rows.append([
-            name, norm_of(runs[0].cfg), f'{cost[0]:.2f}' if cost else '', f'{cost[1]:.2f}' if cost else '', seeds,
+            name, norm_of(runs[0].cfg), f'{cost[0]:#.3g}' if cost else '', f'{cost[1]:#.3g}' if cost else '', seeds,
             ', '.join(map(str, steps)), found.get('GPU 0', 'CPU' if found else ''), found.get('PyTorch', ''),
             found.get('MMEngine', ''), ', '.join(str(run.folder) for run in runs),
         ])  # fmt: skip
