@@ -104,3 +104,15 @@ def test_one_process_is_plain_batch_norm():
     torch.testing.assert_close(layer.eval()(x), bn.eval()(x))
     with pytest.raises(ValueError, match='input must be'):
         layer(torch.randn(3))
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_statistics_in_evaluation_are_the_running_ones(backend, monkeypatch):
+    """Also where the whole norm is not one operation: under the reference, in compiled and exported graphs."""
+    monkeypatch.setenv('BNET_MM_BACKEND', backend)
+    layer = reference.randomise(BNET(6, k=3, norm='SyncBN')).eval()
+    x = torch.randn(2, 6, 5, 7)
+    _, mean, var = layer.norm.statistics(x)
+    assert mean is layer.norm.running_mean and var is layer.norm.running_var
+    x_hat = nn.functional.batch_norm(x, mean, var, eps=layer.norm.eps)
+    torch.testing.assert_close(layer(x), reference.depthwise(x_hat, layer.bnconv.weight, layer.bnconv.bias))

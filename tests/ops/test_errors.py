@@ -22,7 +22,9 @@ META = torch.empty(3, device='meta')
     ('residual', torch.ones(2, 3, 4, 4)), ('residual', torch.ones(2, 3, 4, 5).double()),
     ('residual', torch.ones(2, 3, 4, 5, device='meta')),
 ])  # fmt: skip
-def test_bad_argument_is_named(name, value):
+@pytest.mark.parametrize('backend', ['auto', 'reference'])  # the operators of the others check again
+def test_bad_argument_is_named(name, value, backend, monkeypatch):
+    monkeypatch.setenv('BNET_MM_BACKEND', backend)
     assert bnet(**GOOD).shape == (2, 3, 4, 5)
     with pytest.raises((ValueError, TypeError), match=rf'bnet: (mean and )?{name} (and rstd )?must'):
         bnet(**{**GOOD, name: value})
