@@ -123,7 +123,7 @@ def test_running_statistics_are_only_read_in_evaluation():
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_without_statistics(layout):
-    """What folding leaves of a layer: the transform alone, forward in one launch, with the gradients of mean 0, rstd 1."""
+    """What folding leaves of a layer: the transform alone, forward in one launch; gradients of mean 0 and rstd 1."""
     values = inputs((2, 5, 9, 13), torch.float32, 5, layout)
     ones = {'running_mean': torch.zeros(5), 'running_var': torch.full((5,), 1 - EPS)}
     with machine() as gpu:
