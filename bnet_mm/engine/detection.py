@@ -1,8 +1,8 @@
 """Detectors from image to boxes in operators that torch.export and ONNX know, for tools/export_onnx.py.
 
 What mmdet 3's one- and two-stage detectors do after the forward pass of their heads, in the same order and with the
-same arithmetic: the best of each level, decoding, thresholds, suppression, RoI pooling. Their own code cannot be exported: it
-branches on what is in the image, and mmcv's nms and RoIAlign are no operators of torch.
+same arithmetic: the best of each level, decoding, thresholds, suppression, RoI pooling. Their own code cannot be
+exported: it branches on what is in the image, and mmcv's nms and RoIAlign are no operators of torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _(x, rois, spatial_scale, height, width, sampling_ratio, aligned):
 
 def onnx_translations() -> dict[Callable, Callable]:
     """What the operators above are in ONNX, for ``custom_translation_table`` of ``torch.onnx.export``."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Duck = onnxscript.opset18
 
     def nms(boxes, scores, iou_threshold: float):
         most = op.Constant(value_int=torch.iinfo(torch.int64).max)

@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ class Exported(nn.Module):
             names = ('batch', '' if self.segments else 'segments', '', 'height', 'width')
         return {i: name for i, name in enumerate(names) if name and (any_size or name in ('batch', 'segments'))}
 
-    def image(self, batch: int, height: int, width: int, pictures: Sequence[np.ndarray] = ()) -> Tensor:
+    def image(self, batch: int, height: int, width: int, *, pictures: Sequence[np.ndarray] = ()) -> Tensor:
         """An input of this size: these pictures in turn (H, W, 3), as :func:`read_pictures` has them, or noise.
 
         The number of segments, where it is free, varies with the batch. A detector as a whole has batches of one.
@@ -154,8 +155,10 @@ class Exported(nn.Module):
 
         order, pictures = 'rgb' if self.task == 'Recognizer2D' else 'bgr', []
         for path in paths:
-            with clear_errors(f'--images: {path} is not a readable image'):
-                pictures.append(mmcv.imread(path, channel_order=order))
+            picture = mmcv.imread(path, channel_order=order) if Path(path).is_file() else None
+            if picture is None:
+                raise UserError(f'--images: {path} is not a readable image')
+            pictures.append(picture)
         return pictures
 
 
@@ -178,13 +181,13 @@ def export_checked(
         pictures: To compare on; none for noise.
     """
     height, width = shape
-    small = original.image(1, height, width, pictures)
+    small = original.image(1, height, width, pictures=pictures)
     with clear_errors(f'the model does not take images of {height} x {width}'):
-        original(original.image(2, height, width, pictures))
+        original(original.image(2, height, width, pictures=pictures))
     if not fixed_size:
         # Traced at 256 x 256 at least: in smaller images some maps are one pixel wide, which is taken for a constant.
         traced = [max(256, height), max(256, width)]
-        other = original.image(2, traced[0] + 32, traced[1] + 96, pictures)
+        other = original.image(2, traced[0] + 32, traced[1] + 96, pictures=pictures)
         try:
             export(folded, path, original.axes(any_size=True), traced, try_on=other)
             compare(original, path, [small, other])
@@ -195,7 +198,7 @@ def export_checked(
     print(f'HEIGHT AND WIDTH ARE FIXED to {height} x {width}; the second comparison is another batch of that size')
     with clear_errors('the model cannot be exported'):
         export(folded, path, original.axes(any_size=False), shape)
-        compare(original, path, [small, original.image(2, height, width, pictures[::-1])])
+        compare(original, path, [small, original.image(2, height, width, pictures=pictures[::-1])])
 
 
 def export(model: Exported, path: str, axes: dict[int, str], shape: list[int], try_on: Tensor | None = None) -> None:

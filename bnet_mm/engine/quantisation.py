@@ -29,7 +29,7 @@ def quantise(model: Exported, path: str, shape: list[int], pictures: Sequence[np
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    images = [model.image(1, *shape, [picture]) for picture in pictures]
+    images = [model.image(1, *shape, pictures=[picture]) for picture in pictures]
 
     class Images(CalibrationDataReader):
         left = iter(images[::2])

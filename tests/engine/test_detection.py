@@ -1,5 +1,9 @@
 """Detectors as a whole: engine/detection.py computes what mmdet's own code does, in torch and in an ONNX file."""
 
+import contextlib
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +12,12 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import init
 
-import bnet_mm
 from bnet_mm.engine import detection
-from bnet_mm.engine.export import Exported, export_checked
+from bnet_mm.engine.export import Exported
 from helpers import reference
 from helpers.hosts import import_host_models
 from helpers.paths import SHARED_DATA
+from helpers.tools import call_tool
 
 pytest.importorskip('mmdet')
 BACKBONE = "backbone=dict(type='WithBNET', base='ResNet', bnet=dict(k=3), depth=18, base_channels=8, stem_channels=8)"
@@ -55,7 +59,7 @@ def photographs(model, size):
     exported = Exported(model)
     if not files:
         return [exported.image(1, *size) for _ in range(3)]
-    return [exported.image(1, *size, [picture]) for picture in exported.read_pictures(files)]
+    return [exported.image(1, *size, pictures=[picture]) for picture in exported.read_pictures(files)]
 
 
 def assert_same_boxes(found, wanted):
@@ -162,15 +166,22 @@ FILES = [
 
 @pytest.fixture(scope='module', params=FILES, ids=lambda file: f'{file[0]}-{"fixed" if file[1] else "free"}')
 def exported(request, tmp_path_factory):
-    """A model and the ONNX file of its folded copy, of any size or of 192 x 256."""
+    """A model and its file by tools/export_onnx.py, of any size or of 192 x 256."""
     for package in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(package)
     name, fixed = request.param
     folder = tmp_path_factory.mktemp(name)
     torch.manual_seed(0)
     model = build(name, folder)
-    folded = bnet_mm.fold(model, inplace=False).model
-    export_checked(Exported(model), Exported(folded), [192, 256], str(folder / 'it.onnx'), fixed)
+    torch.save(model.state_dict(), folder / 'it.pth')
+    arguments = [folder / f'{name}.py', folder / 'it.pth', folder / 'it.onnx', '--shape', 192, 256]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert call_tool('export_onnx', *arguments, *(['--fixed-size'] if fixed else [])) is None
+    sizes = ['192 x 256'] * 2 if fixed else ['192 x 256', '288 x 352']
+    found = re.findall(r'torch at 1 x 3 x (.*): (\d+) and (\d+) boxes, (\d+) without', printed.getvalue())
+    assert [size for size, *_ in found] == sizes
+    assert all(int(one) == int(two) >= 5 and int(strays) == 0 for _, one, two, strays in found)
+    assert ('FIXED' in printed.getvalue()) == fixed
     return model, folder / 'it.onnx', fixed
 
 
