@@ -262,7 +262,7 @@ def paper_detector(k: int | None) -> nn.Module:
 
 def benchmark_runtimes(runs: int) -> Rows:
     """the detector of the paper, folded, in torch, and its ONNX file in onnxruntime and OpenVINO: one image"""
-    size = (640, 800)
+    size = (320, 400)
     torch.manual_seed(0)
     calls: dict[str, dict[str, Callable[[], object]]] = {}
     with tempfile.TemporaryDirectory() as folder:
