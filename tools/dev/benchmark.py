@@ -214,10 +214,7 @@ def resnet(k: int | None) -> nn.Module:
     net = resnet50()
     if k:
         enhance(net, k=k, where='C')
-        for name, parameter in net.named_parameters():
-            if 'bnconv' in name:
-                nn.init.normal_(parameter, std=1 / k)
-    return net.to(device())
+    return with_random_taps(net).to(device())
 
 
 def freeze_statistics(net: nn.Module) -> None:
@@ -243,45 +240,45 @@ def benchmark_detector(runs: int) -> Rows:
     from mmdet.structures import DetDataSample
 
     torch.manual_seed(0)
-    detectors = {k: paper_detector(k).to(device()).eval() for k in (None, *KERNEL_SIZES)}
+    detectors = {
+        k: build_model(paper_config('faster_rcnn_r50', k, '1x')).to(device()).eval() for k in (None, *KERNEL_SIZES)
+    }
     meta = dict(img_shape=(800, 1333), ori_shape=(800, 1333), scale_factor=(1.0, 1.0), pad_shape=(800, 1344))
     image = dict(inputs=torch.randn(1, 3, 800, 1344, device=device()), data_samples=[DetDataSample(metainfo=meta)])
     calls = candidates(lambda k: torch.no_grad()(lambda: detectors[k](**image, mode='predict')))
     yield timed('inference 1x3x800x1344', calls, runs)
 
 
-def paper_detector(k: int | None) -> nn.Module:
-    cfg = Config.fromfile(ROOT / 'configs' / f'faster_rcnn_r50_{f"bnet{k}" if k else "bn"}_1x.py')
+def paper_config(model: str, k: int | None, schedule: str) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / f'{model}_{f"bnet{k}" if k else "bn"}_{schedule}.py')
     cfg.model.backbone.init_cfg = None
-    detector = build_model(cfg)
-    for name, parameter in detector.named_parameters():
-        if k and 'bnconv' in name:
-            nn.init.normal_(parameter, std=1 / k)
-    return detector
+    return cfg
+
+
+def with_random_taps(net: nn.Module) -> nn.Module:
+    """Those of a new BNET are BN's."""
+    for module in net.modules():
+        if isinstance(module, BNET):
+            nn.init.normal_(module.bnconv.weight, std=1 / module.bnconv.k)
+    return net
 
 
 def benchmark_runtimes(runs: int) -> Rows:
-    """the detector of the paper, folded, in torch, and its ONNX file in onnxruntime and OpenVINO: one image"""
-    size = (320, 400)
+    """ResNet-50, folded, in torch, and its ONNX file in onnxruntime and OpenVINO: one image of 224 x 224"""
     torch.manual_seed(0)
-    calls: dict[str, dict[str, Callable[[], object]]] = {}
+    calls: dict[tuple[str, str], Callable[[], object]] = {}  # by runtime and norm; after each other: the same norm's
     with tempfile.TemporaryDirectory() as folder:
         for k in (None, *KERNEL_SIZES):
-            model = fold(paper_detector(k).eval(), inplace=False).model
-            exported, path = Exported(model), f'{folder}/{k}.onnx'
-            export(exported, path, {}, list(size))
-            image = exported.image(1, *size)
-            for runtime, call in in_runtimes(path, image).items():
-                calls.setdefault(runtime, {})[f'BNET-{k}' if k else 'BN'] = call
-            calls.setdefault('torch', {})[f'BNET-{k}' if k else 'BN'] = torch.no_grad()(
-                lambda exported=exported, image=image: exported.by_host(image)
-            )
-    together = {(runtime, name): call for runtime, part in calls.items() for name, call in part.items()}
-    seconds = interleaved(together, runs)
-    quantity = f'inference, folded 1x3x{size[0]}x{size[1]}'
-    for runtime in calls:
+            model = with_random_taps(build_model(paper_config('resnet50', k, 'imagenet'))).eval()
+            exported, path = Exported(fold(model, inplace=False).model), f'{folder}/{k}.onnx'
+            export(exported, path, exported.axes(any_size=False), [224, 224])
+            image = exported.image(1, 224, 224)
+            for runtime, call in (('torch', evaluate(exported, image)), *in_runtimes(path, image).items()):
+                calls[runtime, f'BNET-{k}' if k else 'BN'] = call
+    seconds = interleaved(calls, runs)
+    for runtime in dict.fromkeys(of for of, _ in calls):
         rows = [(name, value) for (of, name), value in seconds.items() if of == runtime]
-        yield [(name, f'{runtime}, {quantity}', value * 1e3, 'ms') for name, value in rows]
+        yield [(name, f'{runtime}, folded 1x3x224x224', value * 1e3, 'ms') for name, value in rows]
 
 
 def in_runtimes(path: str, image: torch.Tensor) -> dict[str, Callable[[], object]]:
