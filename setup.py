@@ -79,7 +79,11 @@ setup(
     packages=find_packages(include=['bnet_mm', 'bnet_mm.*']),
     package_data={'bnet_mm': ['py.typed', 'ops/README.md', 'visualization/page.html']},
     install_requires=['torch>=2.1', 'numpy'],
-    extras_require={**EXTRAS, 'all': sorted({name for names in EXTRAS.values() for name in names})},
+    extras_require={
+        **EXTRAS,
+        'all': sorted({name for names in EXTRAS.values() for name in names}),
+        'openvino': ['openvino'],  # another runtime for exported models, beside 'export'
+    },
     ext_modules=extension.get('ext_modules', []),
     cmdclass={'build_py': BuildWithConfigs, **extension.get('cmdclass', {})},
 )

@@ -37,6 +37,7 @@ COMMANDS = {
     r'bash tools/run_tests\.sh': 'not run: runs these tests',
     r'bash tools/dev/install\.sh': 'not run: installs for minutes; tests/tools/dev/test_install.py has what it refuses',
     r'\. \.venv/bin/activate': "not run: Python's own",
+    r"pip install '\.\[(export|openvino)\]'": 'not run: changes the environment; tests/test_wheel.py has pip wheel',
     r'pip install (-e|--no-build-isolation )': 'not run: changes the environment; tests/test_wheel.py has pip wheel',
     r'mkdir ': "not run: the shell's own",
     r'ruff (check|format) ': 'not run: .ci/run runs it',

@@ -38,7 +38,7 @@ from bnet_mm.layers.sync_batch_norm import SyncBatchNorm
 from bnet_mm.ops import describe_backend, select_backend
 from bnet_mm.ops.bnet import fused_bnet
 from bnet_mm.ops.dispatch import convolution_dtype
-from bnet_mm.ops.norm import fused_norm
+from bnet_mm.ops.norm import fused_norm, fused_transform
 
 
 @torch.fx.wrap  # host tools trace models symbolically; a check of shapes cannot be traced, only kept as a call
@@ -134,10 +134,9 @@ class DepthwiseTransform(nn.modules.conv._ConvNd):
         bias: Tensor
         weight, bias = self.weight, self.bias
         if not is_symbolic(x):  # in which quantisation must find a convolution by the parameters alone
-            if select_backend(x, self.k, self.dilation[0]) != 'reference':
-                zeros = bias.new_zeros(self.num_features)
-                function = functools.partial(fused_bnet, x, zeros, zeros + 1, weight, bias)
-                return in_one_pass(function, x, residual, relu)
+            backend = select_backend(x, self.k, self.dilation[0])
+            if backend != 'reference':
+                return in_one_pass(functools.partial(fused_transform, backend, x, weight, bias), x, residual, relu)
             # Like BatchNorm2d, follow the input's dtype when the parameters are wider (autocast, bf16 activations).
             weight, bias = (value if value.dtype == x.dtype else value.to(x.dtype) for value in (weight, bias))
         y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnet_mm.ops.bnet import differentiable, in_strides_of
+from bnet_mm.ops.bnet import differentiable, fused_bnet, in_strides_of
 from bnet_mm.ops.dispatch import transforms_active
 from bnet_mm.ops.reference import bnet_reference, moments_reference
+from bnet_mm.ops.schemas import wide_dtype
 
 
 def fused_norm(
@@ -37,7 +38,7 @@ def fused_norm(
         x: (N, C, H, W) of more than one value per channel.
         weight, bias: Taps (C, 1, k, k) and (C,), float32 (float64 for float64).
         running_mean, running_var: (C,) of the same dtype. With ``batch_statistics`` they are moved towards those of x,
-            by ``momentum``, unless None; else they take the place of these.
+            by ``momentum``, unless None; else they take the place of these, and with None nothing is normalised.
         eps: Added to the variance.
         residual: Added before the activation, like x.
         relu: Whether act is ReLU, else the identity.
@@ -51,6 +52,21 @@ def fused_norm(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
         return _Norm.apply(*arguments)
     return _kernels().norm(*arguments)[0]
+
+
+def fused_transform(
+    backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """``act(DWConv_k(x) + bias + residual)``: :func:`fused_norm` of a map that is normalised already.
+
+    Args:
+        weight, bias: As there, of any floating dtype.
+    """
+    weight, bias = (value.to(wide_dtype(x.dtype)) for value in (weight, bias))
+    if torch.compiler.is_compiling():  # for graphs, in which the compiler makes these constants once
+        zeros = torch.zeros_like(bias)
+        return fused_bnet(x, zeros, torch.ones_like(bias), weight, bias, residual, relu)
+    return fused_norm(backend, x, weight, bias, None, None, False, 0.0, 0.0, residual, relu)
 
 
 @functools.cache

@@ -24,7 +24,8 @@ LIBRARY.define('moments_backward(Tensor(a!) grad_x, Tensor x, Tensor mean, Tenso
 LIBRARY.define(
     'moments_backward_rounded(Tensor grad, Tensor x, Tensor mean, Tensor grad_mean, Tensor grad_var) -> Tensor grad_x'
 )
-# Statistics of the batch, which update the running ones if these are given, or else the running ones; then forward.
+# Statistics of the batch, which update the running ones if these are given, or else the running ones, or without these
+# mean 0 and rstd 1; then forward.
 LIBRARY.define(
     'norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var,'
     ' bool batch_statistics, float momentum, float eps, bool relu) -> (Tensor y, Tensor mean, Tensor rstd)'

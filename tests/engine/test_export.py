@@ -1,4 +1,7 @@
-"""Enhanced models leave PyTorch: tools/export_onnx.py as a user runs it, torch.export and torch.compile."""
+"""Enhanced models leave PyTorch: tools/export_onnx.py as a user runs it, torch.export and torch.compile.
+
+Detectors as a whole are in test_detection.py, INT8 in test_quantisation.py.
+"""
 
 import copy
 import subprocess
@@ -151,8 +154,10 @@ def test_onnx_file_computes_what_the_model_does(name, tmp_path, monkeypatch, cap
     config, checkpoint, model = make(name, tmp_path)
     untouched, free = copy.deepcopy(model), MODELS_EXPORTED[name][-1]
     out = tmp_path / 'out.onnx'
-    code, text, error = export(monkeypatch, capsys, config, checkpoint, out, '--shape', 64, 96)
+    features = ['--features'] if name == 'faster_rcnn' else []
+    code, text, error = export(monkeypatch, capsys, config, checkpoint, out, '--shape', 64, 96, *features)
     assert code == 0, error
+    assert ('backbone and neck only: --features' in text) == (features != [])
     assert ('height and width are fixed to 64 x 96' in text.lower()) is not free
     assert 'mean 123.675' in text and text.count('onnxruntime and torch at') == 2
     depthwise, kinds = nodes(out)
@@ -179,12 +184,32 @@ def test_command_line(detector, tmp_path):
             taps = f'{name}.bnconv.weight'
             state_dict[taps] = state_dict[taps][..., 1:-1, 1:-1]
     torch.save(state_dict, tmp_path / 'small.pth')
-    done = run(config, tmp_path / 'small.pth', tmp_path / 'o.onnx', '--cfg-options', 'model.backbone.bnet.k=3')
+    options = ['--features', '--cfg-options', 'model.backbone.bnet.k=3']
+    done = run(config, tmp_path / 'small.pth', tmp_path / 'o.onnx', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (
         'left out: left_over' in done.stdout and '(x - mean) / std' in done.stdout and 'folded 20 of 20' in done.stdout
     )
     assert nodes(tmp_path / 'o.onnx')[0] == 16
+
+
+def test_fixed_size(tmp_path, monkeypatch, capsys):
+    """Batch free, height and width not; and an option that is for detectors."""
+    onnx_packages()
+    import onnx
+
+    config, checkpoint, model = make('classifier', tmp_path)
+    untouched, out = copy.deepcopy(model), tmp_path / 'out.onnx'
+    arguments = (config, checkpoint, out, '--shape', 64, 96)
+    code, text, error = export(monkeypatch, capsys, *arguments, '--fixed-size')
+    assert code == 0, error
+    assert 'HEIGHT AND WIDTH ARE FIXED to 64 x 96' in text
+    shape = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in shape] == ['batch', 3, 64, 96]
+    assert_same_function(out, 'classifier', untouched, (64, 96))
+    out.unlink()
+    code, _, error = export(monkeypatch, capsys, *arguments, '--features')
+    assert code == 1 and error == 'error: --features is for detectors, this is a ImageClassifier'
 
 
 def lacking(detector, tmp_path):
@@ -223,6 +248,9 @@ def test_bad_checkpoint(detector, tmp_path, monkeypatch, capsys, checkpoint, mes
     ('there.onnx', [], 'there.onnx exists already'),
     ('no/folder.onnx', [], 'the folder of'),
     ('o.onnx', ['--shape', 0, 64], '--shape takes a positive height and width, got 0 64'),
+    ('o.onnx', ['--images', 'none.jpg'], '--images: none.jpg is not a readable image'),
+    ('o.onnx', ['--images', __file__], 'test_export.py is not a readable image'),
+    ('o.onnx', ['--int8', '--images', 'one.jpg'], '--int8 needs pictures'),
     ('o.onnx', ['--cfg-options', 'model.type=RPNHead'], 'the model RPNHead cannot be built'),
     ('o.onnx', ['--cfg-options', 'modl.backbone.depth=18'], 'did you mean model?'),
 ])  # fmt: skip
@@ -247,7 +275,7 @@ def test_wrong_file_is_not_written(detector, tmp_path, monkeypatch, capsys):
     """A host whose code is another one when it is traced."""
     monkeypatch.setattr(F, 'relu', lambda x, inplace=False: x.abs() if torch.compiler.is_compiling() else x.relu())
     monkeypatch.setattr(nn.ReLU, 'forward', lambda self, x: F.relu(x))
-    code, _, error = export(monkeypatch, capsys, *detector[:2], tmp_path / 'o.onnx', '--shape', 64, 64)
+    code, _, error = export(monkeypatch, capsys, *detector[:2], tmp_path / 'o.onnx', '--shape', 64, 64, '--features')
     assert code == 1 and 'onnxruntime and torch differ at 1 x 3 x 64 x 64' in error
     assert not list(tmp_path.iterdir())
 

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnet_mm import BNET
 from bnet_mm.layers.bnet import DepthwiseTransform
@@ -189,3 +191,49 @@ def test_transform_alone(backend, relu):
     for added in (None, residual):
         want = reference.depthwise(x, transform.weight, transform.bias) + (0 if added is None else added)
         torch.testing.assert_close(transform(x, added, relu), want.clamp(min=0) if relu else want)
+
+
+class Makers(TorchDispatchMode):
+    """Names of all operators that gave new tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        if not function.is_view and any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(found)):
+            self.names.append(str(function))
+        return found
+
+
+@compiled
+@pytest.mark.parametrize('k', [1, 3, 5, 7])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_transform_alone_makes_no_tensor_but_its_output(k, dtype):
+    """A folded layer runs one operator: no zeros and ones for a normalisation that is not there."""
+    transform = reference.randomise(DepthwiseTransform(4, k, 1)).eval()
+    x, residual = maps().to(dtype), maps().to(dtype)
+    for options in ((), (residual, True)):
+        with Makers() as makers, torch.no_grad():
+            y = transform(x, *options)
+        assert makers.names == ['bnet_mm.norm.default']
+        want = reference.depthwise(x.double(), transform.weight.double(), transform.bias.double())
+        want = (want + residual.double()).clamp(min=0) if options else want
+        precision = 2e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(y.double(), want, rtol=precision, atol=precision)
+    assert set(transform.state_dict()) == {'weight', 'bias'}
+
+
+@compiled
+def test_transform_alone_in_half_precision():
+    """Parameters of the map's dtype are widened; autograd gives them gradients of theirs."""
+    transform = reference.randomise(DepthwiseTransform(4, 3, 1)).bfloat16()
+    x = maps().bfloat16().requires_grad_()
+    leaves = [x, transform.weight, transform.bias]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    got = torch.autograd.grad(transform(x).square().sum(), leaves)
+    want = torch.autograd.grad(reference.depthwise(*exact).square().sum(), exact)
+    for one, two in zip(got, want):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), two, rtol=3e-2, atol=3e-2 * two.abs().max().item())

@@ -117,6 +117,29 @@ def test_second_derivatives(relu, batch_statistics):
 
 
 @compiled
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_without_statistics(dtype):
+    """Neither of the batch nor running ones: the map is taken as it is."""
+    dtype = DTYPES[dtype]
+    for k, shape, channels_last in ((3, (2, 3, 9, 14), False), (5, (1, 17, 5, 6), True), (7, (2, 5, 8, 33), False)):
+        inputs, _ = case(shape, dtype, k, channels_last, True)
+        exact = [value.detach().double().requires_grad_() for value in inputs]
+        x, residual, weight, bias = exact
+        linear = reference.depthwise(x, weight, bias) + residual
+        grad = (torch.randn(shape) * (linear.abs() > 0.1)).to(dtype)
+        want = [linear.clamp(min=0), *torch.autograd.grad(linear.clamp(min=0), exact, grad.double())]
+        got = differentiate(norm, inputs, (None, None), grad, False, True)
+        for value, expected in zip(got, want):
+            terms = (shape[0] * shape[2] * shape[3]) ** 0.5 if value.dtype != dtype or value.dim() == 1 else 1.0
+            size = max(1.0, expected.abs().max().item(), terms)
+            assert (value.double() - expected).abs().max().item() / size <= TOLERANCE[dtype]
+        _, mean, rstd = torch.ops.bnet_mm.norm(*inputs, None, None, False, MOMENTUM, EPS, True)
+        assert not mean.any() and (rstd == 1).all() and mean.shape == rstd.shape == shape[1:2]
+    inputs, _ = case((2, 3, 4, 5), torch.float64, 3, False, True)
+    torch.autograd.gradgradcheck(lambda *inputs: norm(*inputs, None, None, False, False), inputs)
+
+
+@compiled
 def test_only_what_is_wanted():
     """Gradients of some inputs; none at all outside of autograd."""
     inputs, running = case((2, 3, 9, 8), torch.float32, 5, False, True)

@@ -1,4 +1,4 @@
-"""Time and memory side by side: python tools/dev/benchmark.py {layer,backbone,detector,norms} [--out DIR]
+"""Time and memory side by side: python tools/dev/benchmark.py {layer,backbone,detector,norms,runtimes} [--out DIR]
 
 All candidates are built first and take turns, so that a busy machine slows them alike; medians and their ratios to BN
 are printed, and appended as rows to DIR/<what>.csv with device, versions and date.
@@ -14,13 +14,16 @@ import argparse
 import csv
 import datetime
 import functools
+import importlib.util
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from mmengine.config import Config
@@ -28,6 +31,7 @@ from torch import nn
 
 from benchmark_tables import FUSED_BN, KERNEL_SIZES, write_readme
 from bnet_mm.cli import UserError, run_tool
+from bnet_mm.engine.export import Exported, export
 from bnet_mm.engine.runner import build_model
 from bnet_mm.layers import BNET
 from bnet_mm.ops import backend_report
@@ -55,6 +59,7 @@ NORMS = {
 }
 FIELDS = ('date', 'device', 'torch', 'what', 'name', 'quantity', 'value', 'unit', 'ratio_to_bn', 'runs')
 Row = tuple[str, str, float, str]  # name, quantity, value, unit
+Name = TypeVar('Name')
 Rows = Iterator[list[Row]]  # written as they come, so that a run that is stopped keeps what it has measured
 
 
@@ -209,10 +214,7 @@ def resnet(k: int | None) -> nn.Module:
     net = resnet50()
     if k:
         enhance(net, k=k, where='C')
-        for name, parameter in net.named_parameters():
-            if 'bnconv' in name:
-                nn.init.normal_(parameter, std=1 / k)
-    return net.to(device())
+    return with_random_taps(net).to(device())
 
 
 def freeze_statistics(net: nn.Module) -> None:
@@ -238,16 +240,62 @@ def benchmark_detector(runs: int) -> Rows:
     from mmdet.structures import DetDataSample
 
     torch.manual_seed(0)
-    detectors = {}
-    for k in (None, *KERNEL_SIZES):
-        path = ROOT / 'configs' / f'faster_rcnn_r50_{f"bnet{k}" if k else "bn"}_1x.py'
-        cfg = Config.fromfile(path)
-        cfg.model.backbone.init_cfg = None
-        detectors[k] = build_model(cfg).to(device()).eval()
+    detectors = {
+        k: build_model(paper_config('faster_rcnn_r50', k, '1x')).to(device()).eval() for k in (None, *KERNEL_SIZES)
+    }
     meta = dict(img_shape=(800, 1333), ori_shape=(800, 1333), scale_factor=(1.0, 1.0), pad_shape=(800, 1344))
     image = dict(inputs=torch.randn(1, 3, 800, 1344, device=device()), data_samples=[DetDataSample(metainfo=meta)])
     calls = candidates(lambda k: torch.no_grad()(lambda: detectors[k](**image, mode='predict')))
     yield timed('inference 1x3x800x1344', calls, runs)
+
+
+def paper_config(model: str, k: int | None, schedule: str) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / f'{model}_{f"bnet{k}" if k else "bn"}_{schedule}.py')
+    cfg.model.backbone.init_cfg = None
+    return cfg
+
+
+def with_random_taps(net: nn.Module) -> nn.Module:
+    """Those of a new BNET are BN's."""
+    for module in net.modules():
+        if isinstance(module, BNET):
+            nn.init.normal_(module.bnconv.weight, std=1 / module.bnconv.k)
+    return net
+
+
+def benchmark_runtimes(runs: int) -> Rows:
+    """ResNet-50, folded, in torch, and its ONNX file in onnxruntime and OpenVINO: one image of 224 x 224"""
+    torch.manual_seed(0)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}  # by runtime and norm; after each other: the same norm's
+    with tempfile.TemporaryDirectory() as folder:
+        for k in (None, *KERNEL_SIZES):
+            model = with_random_taps(build_model(paper_config('resnet50', k, 'imagenet'))).eval()
+            exported, path = Exported(fold(model, inplace=False).model), f'{folder}/{k}.onnx'
+            export(exported, path, exported.axes(any_size=False), [224, 224])
+            image = exported.image(1, 224, 224)
+            for runtime, call in (('torch', evaluate(exported, image)), *in_runtimes(path, image).items()):
+                calls[runtime, f'BNET-{k}' if k else 'BN'] = call
+    seconds = interleaved(calls, runs)
+    for runtime in dict.fromkeys(of for of, _ in calls):
+        rows = [(name, value) for (of, name), value in seconds.items() if of == runtime]
+        yield [(name, f'{runtime}, folded 1x3x224x224', value * 1e3, 'ms') for name, value in rows]
+
+
+def in_runtimes(path: str, image: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Calls of an ONNX file with as many threads as torch has; OpenVINO's where it is installed."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    calls: dict[str, Callable[[], object]] = {'onnxruntime': lambda: session.run(None, {'image': image.numpy()})}
+    if importlib.util.find_spec('openvino'):
+        import openvino
+
+        settings = dict(INFERENCE_NUM_THREADS=torch.get_num_threads(), INFERENCE_PRECISION_HINT='f32')
+        compiled = openvino.compile_model(path, 'CPU', settings)
+        calls['OpenVINO'] = lambda: compiled([image.numpy()])
+    return calls
 
 
 def benchmark_norms(runs: int) -> Rows:
@@ -287,12 +335,12 @@ def step(net: nn.Module, x: torch.Tensor) -> None:
     net(x).square().mean().backward()
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+def interleaved(candidates: dict[Name, Callable[[], object]], runs: int) -> dict[Name, float]:
     """Median seconds of each; two rounds to warm up (and to fill histories), then ``runs`` rounds of one call each.
 
     Before a short call there is one that does not count, so that nobody pays for the memory another gave back.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[Name, list[float]] = {name: [] for name in candidates}
     for number in range(runs + 2):
         for name, call in candidates.items():
             if not seconds[name] or seconds[name][-1] < 0.5:
@@ -365,6 +413,7 @@ BENCHMARKS = {
     'backbone': benchmark_backbone,
     'detector': benchmark_detector,
     'norms': benchmark_norms,
+    'runtimes': benchmark_runtimes,
 }
 
 if __name__ == '__main__':

@@ -181,11 +181,16 @@ at::Tensor forward(const at::Tensor& x_, const at::Tensor& mean_, const at::Tens
 
 // Without torch's operators, which would take as long as a small map.
 template <typename A>
-void copy_statistics(const at::Tensor& running_mean, const at::Tensor& running_var, double eps, at::Tensor& mean,
-                     at::Tensor& rstd) {
-  const A *from_mean = running_mean.const_data_ptr<A>(), *from_var = running_var.const_data_ptr<A>();
-  const int64_t mean_step = running_mean.stride(0), var_step = running_var.stride(0);
+void write_statistics(const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+                      double eps, at::Tensor& mean, at::Tensor& rstd) {
   A *to_mean = data<A>(mean), *to_rstd = data<A>(rstd);
+  if (!running_mean) {
+    std::fill_n(to_mean, mean.numel(), A(0));
+    std::fill_n(to_rstd, mean.numel(), A(1));
+    return;
+  }
+  const A *from_mean = running_mean->const_data_ptr<A>(), *from_var = running_var->const_data_ptr<A>();
+  const int64_t mean_step = running_mean->stride(0), var_step = running_var->stride(0);
   for (int64_t c = 0; c < mean.numel(); ++c) {
     to_mean[c] = from_mean[c * mean_step];
     to_rstd[c] = static_cast<A>(1 / std::sqrt(from_var[c * var_step] + eps));
@@ -197,14 +202,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm(
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, bool batch_statistics,
     double momentum, double eps, bool relu) {
   check_map(x_, "x");
-  TORCH_CHECK_VALUE(batch_statistics || (running_mean && running_var),
-                    "bnet: running_mean and running_var must be given where batch statistics are not used");
+  TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(),
+                    "bnet: running_mean and running_var must be given, both or neither");
   if (running_mean) check_numbers(*running_mean, x_, false, "running_mean");
   if (running_var) check_numbers(*running_var, x_, false, "running_var");
   if (!batch_statistics) {
-    auto mean = at::empty({running_mean->size(0)}, running_mean->options()), rstd = at::empty_like(mean);
-    if (mean.scalar_type() == at::kDouble) copy_statistics<double>(*running_mean, *running_var, eps, mean, rstd);
-    else copy_statistics<float>(*running_mean, *running_var, eps, mean, rstd);
+    auto mean = at::empty({x_.size(1)}, x_.options().dtype(wide(x_))), rstd = at::empty_like(mean);
+    if (mean.scalar_type() == at::kDouble) write_statistics<double>(running_mean, running_var, eps, mean, rstd);
+    else write_statistics<float>(running_mean, running_var, eps, mean, rstd);
     return {forward(x_, mean, rstd, weight_, bias_, residual_, relu), mean, rstd};
   }
   TORCH_CHECK_VALUE(x_.numel(), "bnet: x must not be empty for statistics of it, got ", x_.sizes());

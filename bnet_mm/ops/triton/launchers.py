@@ -38,7 +38,7 @@ def forward(
     x = _in_format(x, channels_last)
     residual = None if residual is None else _in_format(residual, channels_last)
     mean, rstd, weight, bias = mean.contiguous(), rstd.contiguous(), weight.contiguous(), bias.contiguous()
-    launch = _forward(_layout(x, weight), mean.dim() == 2, residual is not None, relu, False)
+    launch = _forward(_layout(x, weight), mean.dim() == 2, residual is not None, relu)
     launch(x, mean, rstd, weight, bias, x if residual is None else residual, y, mean, rstd, numbers=(0.0,))
     return y
 
@@ -78,8 +78,8 @@ def norm(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if (running_mean is None) != (running_var is None) or (running_mean is None and not batch_statistics):
-        raise ValueError('bnet: running_mean and running_var must be given, both or neither with batch_statistics')
+    if (running_mean is None) != (running_var is None):
+        raise ValueError('bnet: running_mean and running_var must be given, both or neither')
     running = {}
     if running_mean is not None and running_var is not None:
         running = dict(running_mean=running_mean, running_var=running_var)
@@ -89,13 +89,14 @@ def norm(
     x = _in_format(x, channels_last)
     residual = x if residual is None else _in_format(residual, channels_last)
     weight, bias = weight.contiguous(), bias.contiguous()
-    launch = _forward(_layout(x, weight), False, residual is not x, relu, not batch_statistics)
+    normalised = batch_statistics or bool(running)
+    launch = _forward(_layout(x, weight), False, residual is not x, relu, not batch_statistics, normalised)
     if batch_statistics:
         partial = _partial_moments(x, channels_last, True)
         join = _batch_statistics(x.shape[1], partial.shape[0], bool(running))
         join(partial, mean, rstd, *(running.values() or (mean, rstd)), numbers=(momentum, eps))
         running = dict(mean=mean, rstd=rstd)
-    launch(x, *running.values(), weight, bias, residual, y, mean, rstd, numbers=(eps,))
+    launch(x, *(running.values() or (mean, rstd)), weight, bias, residual, y, mean, rstd, numbers=(eps,))
     return y, mean, rstd
 
 
@@ -202,10 +203,12 @@ def _windows(layout: Layout, plan: WindowPlan, by_sample: bool) -> tuple[int, ..
 
 
 @planned
-def _forward(layout: Layout, by_sample: bool, residual: bool, relu: bool, variance: bool) -> Launch:
+def _forward(
+    layout: Layout, by_sample: bool, residual: bool, relu: bool, variance: bool = False, normalised: bool = True
+) -> Launch:
     shape, channels_last, _, k = layout
     plan = plan_windows(shape, k, channels_last, by_sample=False, sums=False)
-    constants = (*_windows(layout, plan, by_sample), residual, relu, variance)
+    constants = (*_windows(layout, plan, by_sample), residual, relu, variance, normalised)
     return Launch(kernels.forward_kernel, plan.programs, constants, plan.tile.lanes)
 
 

@@ -151,8 +151,9 @@ def test_compiles_without_atomics(item, channels_last, capability):
     taps = dict(zip(('OUTER', 'INNER', 'VECTOR'), window), CHANNELS_LAST=channels_last, K=3)
     constants = dict(zip(('OUTER', 'INNER', 'VECTOR'), pixels), CHANNELS_LAST=channels_last)
     flags = [name.upper() for name in launchers.BackwardFlags._fields]
+    forward = ('RESIDUAL', 'RELU', 'VARIANCE', 'NORMALISED')
     built = [
-        compiled(kernels.forward_kernel, capability, item, RESIDUAL=True, RELU=True, VARIANCE=True, **taps),
+        compiled(kernels.forward_kernel, capability, item, **dict.fromkeys(forward, True), **taps),
         compiled(kernels.backward_kernel, capability, item, **dict.fromkeys(flags, True), **taps),
         compiled(kernels.moments_kernel, capability, item, **constants),
         compiled(kernels.moments_backward_kernel, capability, item, BY_SAMPLE=False, **constants),

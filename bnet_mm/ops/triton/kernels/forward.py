@@ -54,8 +54,10 @@ def forward_kernel(
     samples, channels, height, vectors, sample_step, tiles, column_tiles, strips, rows_each, items_each,
     K: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, VECTOR: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, VARIANCE: tl.constexpr,
+    NORMALISED: tl.constexpr,
 ):  # fmt: skip
-    """VARIANCE: ``rstd`` is the variance; mean and inverse deviation are saved, (C,)."""
+    """VARIANCE: ``rstd`` is the variance; mean and inverse deviation are saved, (C,). NORMALISED: else these are not
+    read, and taken to be 0 and 1."""
     LANES: tl.constexpr = OUTER * INNER
     REACH: tl.constexpr = K // 2
     program = tl.program_id(0)
@@ -78,10 +80,15 @@ def forward_kernel(
         stored = row_masks(tl.where(here, column, width), width, 0, VECTOR, CHANNELS_LAST)
         column = tl.minimum(column, (width - 1) // COLUMNS * COLUMNS)
         around = row_masks(column, width, REACH, VECTOR, CHANNELS_LAST)
-        centre = tl.load(mean + n * sample_step + channel)
-        scale = tl.load(rstd + n * sample_step + channel)
+        if NORMALISED:
+            centre = tl.load(mean + n * sample_step + channel)
+            scale = tl.load(rstd + n * sample_step + channel)
+        else:
+            centre = tl.zeros((LANES,), tl.float32)
+            scale = tl.full((LANES,), 1.0, tl.float32)
         if VARIANCE:
-            scale = tl.div_rn(1.0, tl.sqrt_rn(scale + eps))
+            if NORMALISED:
+                scale = tl.div_rn(1.0, tl.sqrt_rn(scale + eps))
             if (item == 0) & (strip == 0):
                 tl.store(saved_mean + channel, centre)  # by all lanes of a channel, the same
                 tl.store(saved_rstd + channel, scale)
