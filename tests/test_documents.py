@@ -49,6 +49,10 @@ COMMANDS = {
     r'mim train mmdet ': 'tests/tools/test_train.py::test_mim_train',
     r'mim (search bnet_mm |download)': WHEEL,
     r'mim train bnet_mm ': 'not run: mim train is run for mmdet; of an installed wheel, search and download',
+    # a user's own images and data
+    r'python tools/predict\.py ': 'tests/tools/test_predict.py::test_detector_finds_what_mmdet_does',
+    r'python tools/my_data\.py ': 'tests/tools/test_my_data.py::test_detectors',
+    r'python tools/train\.py my_config\.py': 'tests/tools/test_my_data.py::test_new_config_trains_and_is_evaluated',
     # pictures
     r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
     r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
@@ -86,7 +90,7 @@ COMMANDS = {
 # Names of files that are not in the repository: the user's, the hosts', or made by a command beside them.
 NOT_OURS = {
     'ImageSets/Segmentation/aug.txt', 'aug.txt', 'bnet_mm/.mim', 'bnet_mm/.mim/tools', 'build_file_list.py',
-    'cityscapes.py', 'tools/data/ucf101', 'train.py', 'ucf101_*_split_1_videos.txt', 'voc_aug.py',
+    'cityscapes.py', 'classes.txt', 'data.yaml', 'labelmap.txt', 'my_config.py', 'tools/data/ucf101', 'train.py', 'ucf101_*_split_1_videos.txt', 'voc_aug.py',
 }  # fmt: skip
 
 
