@@ -142,10 +142,11 @@ def read_base(title: str, base: str, temporary: Path) -> Config:
         UserError: If it cannot be read.
     """
     library, _, name = title.partition('::')
-    if name and find_spec(library) is None:
-        raise UserError(f'config {title}: {library} is not installed')
     if name:
-        configs = Path(find_spec(library).submodule_search_locations[0]) / '.mim' / 'configs'
+        spec = find_spec(library)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f'config {title}: {library} is not installed')
+        configs = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
         known = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
         if known and f'{name.removesuffix(".py")}.py' not in known:
             close = [f'{library}::{one}' for one in difflib.get_close_matches(name, known, n=3, cutoff=0)]

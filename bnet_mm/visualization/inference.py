@@ -69,6 +69,7 @@ def infer(model: Duck, cfg: Config, source: str | np.ndarray) -> Seen:
 
     size = () if isinstance(source, str) else source.shape[:2]
     load = 'LoadAnnotations' if isinstance(source, str) else ('LoadAnnotations', 'LoadImageFromFile')
+    start: dict[str, Any]
     if cfg.default_scope == 'mmaction':
         start = dict(filename=source, label=-1, start_index=0, modality='RGB')
     elif isinstance(source, str):

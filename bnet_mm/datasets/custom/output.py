@@ -55,7 +55,8 @@ def _split_off(found: Found) -> None:
 def coco_dict(samples: Sequence[Labelled], classes: Sequence[str]) -> dict[str, Any]:
     """COCO annotations, with ids from 1; areas are those of the masks where there are any."""
     ids = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, sample in enumerate(samples, 1):
         width, height = sample.size or (0, 0)
         images.append(dict(id=image_id, file_name=sample.file, width=width, height=height))
