@@ -60,11 +60,12 @@ def main() -> None:
             needed = takes(cfg)
         folder = Folder(args.folder.resolve())
         found = read(folder, args.format, needed)
-        samples = track(found.samples, 'opening images', transient=True)
+        samples = track(found.samples, 'opening images', transient=True, disable=not sys.stdout.isatty())
         class_of = look(folder, found, samples)
         stop_at(found)
         fill_in_splits(found)
         describe(folder, found)
+        print('running one batch')
         write(folder, found, class_of, temporary)
         images = {split: len(found.of(split)) for split in SPLITS if found.of(split)}
         title = f'{args.config} for {folder.root}: {found.format}, {len(found.classes)} classes.'

@@ -61,7 +61,7 @@ def main() -> None:
         return drawn(cfg, seen, meta, args.score_thr), as_numbers(cfg, seen.sample, meta, args.score_thr)
 
     failed = 0
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         for one in progress.track(inputs, description='predicting'):
             target = args.out / one.name
             try:

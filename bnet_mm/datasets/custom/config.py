@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from yapf.yapflib.yapf_api import FormatCode
 
-from bnet_mm.surgery.config import dicts_in
+from bnet_mm.surgery.config import call_text, dicts_in
 
 STEPS = 5000  # of the optimizer, at least
 EPOCHS = 100  # of a config that counts iterations, at most where these are more steps
 DATA_SETS = {'mmdet': 'CocoDataset', 'mmseg': 'BaseSegDataset'}
-METRICS = {'mmdet': 'CocoMetric', 'mmseg': 'IoUMetric'}
+STYLE = dict(based_on_style='pep8', column_limit=120, dedent_closing_brackets=True, split_before_first_argument=True)
+
+
+class Expression(str):
+    """Python in the text of a config, where a string would have quotes."""
+
+    __repr__ = str.__str__
 
 
 def takes(cfg: Config) -> str:
@@ -33,7 +40,7 @@ def takes(cfg: Config) -> str:
 
 
 def config_for(cfg: Config, root: Path, data: Path, classes: list[str], images: Mapping[str, int]) -> dict[str, Any]:
-    """What the new config changes: data, classes, batch size, schedule.
+    """What the new config changes: data, classes, batch size, schedule; the first of it are variables for the rest.
 
     Args:
         cfg: The config that it inherits from.
@@ -43,25 +50,25 @@ def config_for(cfg: Config, root: Path, data: Path, classes: list[str], images: 
         images: Split -> number of images.
     """
     scope = cfg.default_scope
-    result: dict[str, Any] = dict(model=with_classes(cfg.model.to_dict(), len(classes)))
+    result: dict[str, Any] = dict(classes=tuple(classes), data_root=f'{root}/', ann_root=f'{data}/')
+    result['model'] = with_classes(cfg.model.to_dict(), len(classes))
     for part, split in (('train', 'train'), ('val', 'val'), ('test', 'test' if 'test' in images else 'val')):
         loader = cfg[f'{part}_dataloader']
+        ann_file = Expression(f"ann_root + '{split}.{'json' if scope == 'mmdet' else 'txt'}'")
         dataset: dict[str, Any] = dict(
-            type=DATA_SETS[scope], data_root=f'{root}/', metainfo=dict(classes=tuple(classes))
-        )
+            type=DATA_SETS[scope], data_root=Expression('data_root'), ann_file=ann_file,
+            metainfo=dict(classes=Expression('classes')),
+        )  # fmt: skip
         if scope == 'mmdet':
-            ann_file = str(data / f'{split}.json')
-            dataset.update(ann_file=ann_file, data_prefix=dict(img=''))
+            dataset['data_prefix'] = dict(img='')
         else:
-            dataset.update(
-                ann_file=str(data / f'{split}.txt'), img_suffix='', seg_map_suffix='.png',
-                data_prefix=dict(img_path='', seg_map_path=str(data / 'masks')),
-            )  # fmt: skip
+            dataset.update(img_suffix='', seg_map_suffix='.png')
+            dataset['data_prefix'] = dict(img_path='', seg_map_path=Expression("ann_root + 'masks'"))
         result[f'{part}_dataloader'] = dict(dataset=over(loader['dataset'], dataset))
         if part == 'train':
             result['train_dataloader']['batch_size'] = min(loader['batch_size'], images['train'])
         elif scope == 'mmdet':
-            evaluator = dict(type=METRICS[scope], ann_file=ann_file)
+            evaluator = dict(type='CocoMetric', ann_file=ann_file)
             result[f'{part}_evaluator'] = over(cfg[f'{part}_evaluator'], evaluator)
     batch = result['train_dataloader']['batch_size']
     result.update(schedule(cfg, math.ceil(images['train'] / batch)))
@@ -113,25 +120,23 @@ def schedule(cfg: Config, steps: int) -> dict[str, Any]:
     def scaled(value: Any) -> Any:
         return [scaled(one) for one in value] if isinstance(value, (list, tuple)) else max(1, round(value * new / old))
 
+    def stretched(scheduler: dict) -> dict:
+        lengths = ('begin', 'end', 'milestones', 'T_max') if scheduler.get('by_epoch', True) == by_epoch else ()
+        known = {key: value for key, value in scheduler.items() if key != '_scope_'}
+        return {key: scaled(value) if key in lengths and value else value for key, value in known.items()}
+
     result: dict[str, Any] = dict(train_cfg={'max_epochs' if by_epoch else 'max_iters': new})
     if 'val_interval' in loop:
         result['train_cfg']['val_interval'] = scaled(loop['val_interval'])
     interval = cfg.get('default_hooks', {}).get('checkpoint', {}).get('interval', -1)
     if interval > 0:
         result['default_hooks'] = dict(checkpoint=dict(interval=scaled(interval)))
-    schedulers = cfg.get('param_scheduler') or []
-    result['param_scheduler'] = [
-        {
-            key: scaled(value) if key in ('begin', 'end', 'milestones', 'T_max') and value else value
-            for key, value in one.items()
-        }
-        if one.get('by_epoch', True) == by_epoch
-        else dict(one)
-        for one in (schedulers if isinstance(schedulers, list) else [schedulers])
-    ]
+    given = cfg.get('param_scheduler') or []
+    result['param_scheduler'] = [stretched(one) for one in (given if isinstance(given, list) else [given])]
     return result
 
 
 def config_text(title: str, base: str, change: dict[str, Any]) -> str:
     """The file: a comment, ``_base_`` and the changes."""
-    return f'# {title}\n_base_ = {base!r}\n{Config(change).pretty_text}'
+    lines = [f'# {title}', f'_base_ = {base!r}', *(f'{name} = {call_text(value)}' for name, value in change.items())]
+    return FormatCode('\n'.join(lines), style_config=STYLE)[0]

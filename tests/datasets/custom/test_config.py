@@ -61,7 +61,8 @@ def test_detector(name, tmp_path):
     assert cfg.train_cfg.max_epochs == 100 and cfg.train_cfg.val_interval == 8
     steps = [one for one in cfg.param_scheduler if one.by_epoch]
     assert [(one.milestones, one.end) for one in steps] == [([67, 92], 100)]
-    assert [one for one in cfg.param_scheduler if not one.by_epoch] == [base.param_scheduler[0]]
+    (warm_up,) = [one for one in cfg.param_scheduler if not one.by_epoch]
+    assert dict(warm_up, _scope_='mmdet') == base.param_scheduler[0]
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
