@@ -175,7 +175,7 @@ def call_text(value: Any) -> str:
     if isinstance(value, list):
         return f'[{", ".join(map(call_text, value))}]'
     if isinstance(value, tuple):
-        return f'({"".join(f"{call_text(one)}, " for one in value)})'
+        return f'({", ".join(map(call_text, value))}{"," * (len(value) == 1)})'
     return repr(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ class Input(NamedTuple):
     """An image, a video or a webcam.
 
     source: Path, or the number of the webcam.
-    name: Of what is written for it, without suffix; below the folder that was given, if one was.
+    name: Of what is written for it, below the folder given, if one was; without suffix where that suffices.
     """
 
     source: str | int
@@ -65,6 +66,10 @@ def find_inputs(words: list[str]) -> list[Input]:
                 found.append(Input(str(path), path.stem))
             elif path == Path(word):
                 raise UserError(f'{path} is neither an image ({" ".join(PICTURES)}) nor a video ({" ".join(VIDEOS)})')
+    names = Counter(one.name for one in found)
+    found = [
+        one._replace(name=one.name + Path(str(one.source)).suffix) if names[one.name] > 1 else one for one in found
+    ]
     first: dict[str, Input] = {}
     for one in found:
         if first.setdefault(one.name, one) is not one:
@@ -147,11 +152,11 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def in_words(numbers: dict[str, Any]) -> str:
-    """The predictions in a line: '2 person, 1 dog'; 'road 54 %, car 10 %'; 'cat 0.93, dog 0.05'."""
+    """The predictions in a line: '2 person, 1 dog', 'road 54%, car 10%' or 'cat 0.93; dog 0.05'."""
     classes = numbers['classes']
     if 'bboxes' in numbers:
         return ', '.join(f'{classes.count(name)} {name}' for name in dict.fromkeys(classes)) or 'nothing'
     if 'shares' in numbers:
         order = np.argsort(numbers['shares'])[::-1]
-        return ', '.join(f'{classes[i]} {numbers["shares"][i]:.0%}' for i in order)
-    return ', '.join(f'{name} {score:.2f}' for name, score in zip(classes, numbers['scores']))
+        return ', '.join(f'{classes[i]} {numbers["shares"][i]:.0%}' for i in order if numbers['shares'][i] >= 0.005)
+    return '; '.join(f'{name} {score:.2f}' for name, score in zip(classes, numbers['scores']))

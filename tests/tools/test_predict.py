@@ -82,7 +82,7 @@ def test_classifier_finds_what_mmpretrain_does(images, with_taps, tmp_path, caps
     (expected,) = theirs(str(image))
     np.testing.assert_allclose(found['scores'], np.sort(expected['pred_scores'])[::-1], rtol=1e-4)
     assert found['classes'][0] == expected['pred_class'] and len(found['labels']) == 3
-    assert f'{image}: {expected["pred_class"]} {expected["pred_score"]:.2f}, ' in capsys.readouterr().out
+    assert f'{image}: {expected["pred_class"]} {expected["pred_score"]:.2f}; ' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='session')

@@ -31,17 +31,18 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.parametrize('words, found', [
     (['a'], [('a/1.jpg', '1'), ('a/2.PNG', '2'), ('a/deep/1.tif', 'deep/1')]),
     (['a/*.jpg', 'v.mp4'], [('a/1.jpg', '1'), ('v.mp4', 'v')]),
-    (['a/**/1.*'], [('a/deep/1.tif', '1')]),
-    (['a/*'], [('a/1.jpg', '1'), ('a/2.PNG', '2'), ('a/deep/1.tif', '1')]),
+    (['a/**/1.*'], [('a/1.jpg', '1.jpg'), ('a/deep/1.tif', '1.tif')]),
+    (['a/*'], [('a/1.jpg', '1.jpg'), ('a/2.PNG', '2'), ('a/deep/1.tif', '1.tif')]),
     (['b [1].jpg'], [('b [1].jpg', 'b [1]')]),
     (['0'], [(0, 'webcam0')]),
 ])  # fmt: skip
 def test_inputs(files, words, found):
-    if words in (['a/**/1.*'], ['a/*']):
-        with pytest.raises(UserError, match='a/1.jpg and a/deep/1.tif would both be 1'):
-            find_inputs(words)
-        return
     assert find_inputs(words) == [Input(*one) for one in found]
+
+
+def test_inputs_of_the_same_name(files):
+    with pytest.raises(UserError, match='a/1.jpg and a/1.jpg would both be 1.jpg: give one of them'):
+        find_inputs(['a', 'a/1.jpg'])
 
 
 @pytest.mark.parametrize('word, message', [
@@ -126,4 +127,4 @@ def test_numbers_of_a_classifier(scope):
 
     numbers = as_numbers(Config(dict(default_scope=scope)), Sample, {}, 0.5)
     assert numbers['labels'] == [1, 2, 0] and numbers['scores'] == pytest.approx([0.7, 0.2, 0.1])
-    assert in_words(numbers) == '1 0.70, 2 0.20, 0 0.10'
+    assert in_words(numbers) == '1 0.70; 2 0.20; 0 0.10'

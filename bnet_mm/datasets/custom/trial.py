@@ -40,7 +40,7 @@ def dry_batch(cfg: Config) -> dict[str, float]:
         batch = next(iter(loader))
         evaluator.process(model.val_step(batch), batch)
         evaluator.evaluate(1)
-    return {name: float(value) for name, value in losses.items()}
+    return {name: float(value) for name, value in losses.items() if 'loss' in name}
 
 
 def _loader(cfg: Any) -> Any:
