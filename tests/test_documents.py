@@ -89,9 +89,9 @@ COMMANDS = {
 
 # Names of files that are not in the repository: the user's, the hosts', or made by a command beside them.
 NOT_OURS = {
-    'ImageSets/Segmentation/aug.txt', 'aug.txt', 'bnet_mm/.mim', 'bnet_mm/.mim/tools', 'build_file_list.py',
-    'cityscapes.py', 'classes.txt', 'data.yaml', 'labelmap.txt', 'my_config.py', 'tools/data/ucf101', 'train.py',
-    'ucf101_*_split_1_videos.txt', 'voc_aug.py',
+    'ImageSets/Main/train.txt', 'ImageSets/Segmentation/aug.txt', 'aug.txt', 'bnet_mm/.mim', 'bnet_mm/.mim/tools',
+    'build_file_list.py', 'cityscapes.py', 'classes.txt', 'data.yaml', 'labelmap.txt', 'my_config.py',
+    'tools/data/ucf101', 'train.py', 'ucf101_*_split_1_videos.txt', 'voc_aug.py',
 }  # fmt: skip
 
 

@@ -165,6 +165,8 @@ def test_webcam_until_it_is_interrupted(images, with_taps, tmp_path, monkeypatch
 
 @pytest.mark.parametrize('old_form', [False, True])
 def test_released_checkpoint_as_it_is(images, tmp_path, old_form, capsys):
+    from mmdet.apis import DetInferencer
+
     from helpers import official_layouts as official
     from helpers.checkpoints import WIDTH, detector_cfg, save
 
@@ -176,6 +178,8 @@ def test_released_checkpoint_as_it_is(images, tmp_path, old_form, capsys):
     image = images / '000001.jpg'
     assert call_tool('predict', tmp_path / 'config.py', path, image, '--out', tmp_path / 'out', *SCORE) is None
     found = json.loads((tmp_path / 'out/000001.json').read_text())
+    theirs = DetInferencer(str(tmp_path / 'config.py'), path, device='cpu', show_progress=False)
+    assert theirs(str(image))['predictions'][0]['labels'] == found['labels']
     assert len(found['labels']) > 0 and set(found['classes']) <= set(official.COCO_CLASSES)
     assert found['classes'] == [official.COCO_CLASSES[label] for label in found['labels']]
 

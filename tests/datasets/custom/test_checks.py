@@ -231,6 +231,34 @@ def test_names_with_spaces_inside_are_kept(looked):
     assert found.classes[0] == 'traffic light' and found.problems == []
 
 
+def test_an_annotation_with_the_id_0_counts_as_missed():
+    """Why it is worth a word: pycocotools marks a detection by the id of its object, and 0 is none."""
+    import contextlib
+    import io
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    precision = []
+    for start in (1, 0):
+        boxes = [[0, 0, 20, 20], [30, 30, 20, 20]]
+        truth = COCO()
+        truth.dataset = dict(
+            images=[dict(id=1, width=64, height=64)], categories=[dict(id=1, name='a')],
+            annotations=[dict(id=start + i, image_id=1, category_id=1, bbox=box, area=400, iscrowd=0)
+                         for i, box in enumerate(boxes)],
+        )  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.createIndex()
+            found = truth.loadRes([dict(image_id=1, category_id=1, bbox=box, score=0.9) for box in boxes])
+            evaluation = COCOeval(truth, found, 'bbox')
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        precision.append(evaluation.stats[0])
+    assert precision[0] == pytest.approx(1) and precision[1] < 0.6
+
+
 def test_ids_are_numbered_from_one(looked):
     found = looked('coco', edit_json(lambda c: [one.update(id=one['id'] - 1) for one in c['annotations']]))
     ids = [one['id'] for one in coco_dict(found.of('train'), found.classes)['annotations']]
