@@ -14,6 +14,7 @@ import environment  # noqa: F401  (first: is this the right Python?)
 # isort: split
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def finish(name: str, cfg: Config) -> None:
         check_pretrained(cfg.model)
     except UserError as error:
         print(f'note: {error}')
-    print(f'train it: python tools/train.py {name}')
+    print(f'train it: python tools/train.py {shlex.quote(name)}')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from bnet_mm.datasets.custom.folder import Folder, Found, Labelled
+from bnet_mm.datasets.custom.labels import POLYGON
 from bnet_mm.datasets.custom.masks import number_classes, values_of
 from bnet_mm.datasets.readers import pixels
 
@@ -80,6 +81,9 @@ def _look_at_boxes(found: Found, sample: Labelled) -> None:
             found.problems.append(f'the box {box} has no area')
         elif not (inside[2] > inside[0] and inside[3] > inside[1]):
             found.problems.append(f'the box {box} is outside of {sample.file}, {width} x {height}')
+        polygons = one.get('segmentation', [])
+        if isinstance(polygons, list) and any(len(polygon) < POLYGON or len(polygon) % 2 for polygon in polygons):
+            found.problems.append(f'a polygon of the box {box} has fewer than three points or half of one')
         if max(-left, -top, left + wide - width, top + high - height) > ROUNDING:
             found.notes['boxes cut at the border of their image'].append(box)
         one['bbox'] = [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]]

@@ -88,6 +88,7 @@ class Folder:
         Raises:
             ValueError: If there are several.
         """
+        name = name.replace('\\', '/')  # labelled under Windows
         found = [file for file in self._by_name[PurePosixPath(name).name] if f'/{file}'.endswith(f'/{name}')]
         if split in self._splits_of_images:  # the image of this name in another split is another one
             found = [file for file in found if split_of(file) in (None, split)]

@@ -44,8 +44,10 @@ def read_coco(folder: Folder) -> Found:
             continue
         try:
             _read_coco_file(folder, found, file, content, split)
-        except (KeyError, TypeError, ValueError) as error:
-            found.problems.append(f'{file} is no COCO annotation file: {type(error).__name__} {error}')
+        except KeyError as error:
+            found.problems.append(f'{file} cannot be read as COCO: an entry has no {error}')
+        except (AttributeError, TypeError, ValueError) as error:
+            found.problems.append(f'{file} cannot be read as COCO: {error}')
     return found
 
 
@@ -91,7 +93,7 @@ def read_voc(folder: Folder) -> Found:
         try:
             _read_voc_file(folder, found, file)
         except (ElementTree.ParseError, TypeError, ValueError) as error:
-            found.problems.append(f'{file} is no VOC annotation file: {error}')
+            found.problems.append(f'{file} cannot be read as VOC: {error}')
     found.classes = sorted({one['category'] for sample in found.samples for one in sample.objects})
     return found
 
@@ -167,7 +169,11 @@ def read_yolo(folder: Folder) -> Found:
 def _yolo_names(folder: Folder, found: Found) -> tuple[str, list[str]]:
     """The file that names the classes, and their names."""
     for file in folder.ending(('.yaml', '.yml')):
-        content = yaml.safe_load((folder.root / file).read_text(encoding='utf-8'))
+        try:
+            content = yaml.safe_load((folder.root / file).read_text(encoding='utf-8'))
+        except (ValueError, yaml.YAMLError) as error:
+            found.problems.append(f'{file} cannot be read as YAML: {" ".join(str(error).split())}')
+            return file, []
         names = content.get('names') if isinstance(content, dict) else None
         if names:
             ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names

@@ -28,7 +28,7 @@ def mask_pairs(folder: Folder) -> dict[str, list[str]]:
     for file in sorted(masks):
         by_stem[MASK_END.sub('', PurePosixPath(file).stem)].append(file)
     pairs = {}
-    for image in (file for file in folder.images if file not in masks):
+    for image in (file for file in folder.images if file not in masks and 'SegmentationObject' not in file):
         fits = by_stem[PurePosixPath(image).stem]
         same = [file for file in fits if split_of(file) == split_of(image)]
         pairs[image] = same or fits

@@ -172,6 +172,33 @@ def test_splits_of_roboflow_and_darknet(toy_coco, tmp_path):
     assert found.notes['in no split, so left out'] == ['000004.jpg', '000005.jpg']
 
 
+def test_coco_of_roboflow_and_windows(toy_coco, tmp_path):
+    """Annotations beside the images, the same names in both splits, a category 0 that nothing has, and backslashes."""
+    for split, folder in (('train', 'train'), ('val', 'valid')):
+        shutil.copytree(toy_coco / f'{split}2017', tmp_path / folder)
+        coco = json.loads((toy_coco / f'annotations/instances_{split}2017.json').read_text())
+        coco['categories'].insert(0, dict(id=0, name='shapes', supercategory='none'))
+        for image in coco['images']:
+            image['file_name'] = f'{folder}\\{image["file_name"]}'
+        (tmp_path / folder / '_annotations.coco.json').write_text(json.dumps(coco))
+    _, found, _ = look_at(tmp_path)
+    assert found.problems == [] and found.classes == ['shapes', 'circle', 'square', 'triangle']
+    assert [len(found.of(split)) for split in ('train', 'val')] == [16, 5]
+    assert all(sample.file.startswith('valid/') for sample in found.of('val'))
+
+
+def test_voc_of_labelimg(toy_coco, tmp_path):
+    """Images of any suffix and XML files in one folder."""
+    write_voc(toy_coco, tmp_path / 'voc', splits=['val'])
+    shutil.copytree(tmp_path / 'voc/Annotations', tmp_path / 'flat')
+    for image in (tmp_path / 'voc/JPEGImages').iterdir():
+        shutil.copy(image, tmp_path / f'flat/{image.stem}.JPG')
+    _, found, _ = look_at(tmp_path / 'flat')
+    assert found.problems == [] and {sample.file for sample in found.samples} == {
+        f'val_00000{i}.JPG' for i in range(1, 6)
+    }
+
+
 def test_seeded_split(toy_coco, tmp_path):
     splits = []
     for out in ('a', 'b'):
