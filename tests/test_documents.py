@@ -52,7 +52,7 @@ COMMANDS = {
     # a user's own images and data
     r'python tools/predict\.py ': 'tests/tools/test_predict.py::test_detector_finds_what_mmdet_does',
     r'python tools/my_data\.py ': 'tests/tools/test_my_data.py::test_detectors',
-    r'python tools/train\.py my_config\.py': 'tests/tools/test_my_data.py::test_new_config_trains_and_is_evaluated',
+    r'python tools/train\.py my_config\.py': 'tests/tools/test_my_data.py::test_detectors',
     # pictures
     r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
     r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',

@@ -72,7 +72,7 @@ def test_boxes(toy_coco, tmp_path, form):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize('form', ['coco', 'voc', 'yolo'])
+@pytest.mark.parametrize('form', ['voc', 'yolo'])
 def test_boxes_of_real_images(tmp_path, form):
     found = check_boxes(SHARED_DATA / 'mini_coco', tmp_path / 'out', form)
     assert len(found.samples) == 200
