@@ -106,7 +106,7 @@ def test_problems_are_listed_and_nothing_is_written(shapes, config, tmp_path, ca
 @pytest.mark.data
 @pytest.mark.parametrize('form', ['coco', 'voc', 'yolo', 'masks'])
 def test_real_images(form, config, segmentor, tmp_path, capsys):
-    """A hundred of each split of COCO, of train only in the other formats; masks are those beside it, in VOC's classes."""
+    """A hundred images of each split of COCO, of train in other formats; the masks beside them are in VOC's classes."""
     root, mine = SHARED_DATA / 'mini_coco', tmp_path / 'mine'
     if form == 'coco':
         shutil.copytree(root, mine, ignore=lambda *_: ['voc_masks'])
