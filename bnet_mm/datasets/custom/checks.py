@@ -10,7 +10,7 @@ from PIL import Image
 
 from bnet_mm.datasets.custom.folder import Folder, Found, Labelled
 from bnet_mm.datasets.custom.labels import POLYGON
-from bnet_mm.datasets.custom.masks import number_classes, values_of
+from bnet_mm.datasets.custom.masks import MOST, number_classes, values_of
 from bnet_mm.datasets.readers import pixels
 
 ORIENTATION = 274  # the EXIF tag
@@ -33,7 +33,9 @@ def look(folder: Folder, found: Found, samples: Iterable[Labelled]) -> dict[int,
             size = _look_at_image(folder, found, sample)
             if sample.mask:
                 mask = values_of(folder.root / sample.mask)
-                values |= set(np.unique(mask).tolist())
+                if len(in_mask := np.unique(mask)) > MOST:
+                    raise ValueError(f'{sample.mask} has {len(in_mask)} different values, a mask has one a class')
+                values |= set(in_mask.tolist())
                 if mask.shape != size[::-1]:
                     found.problems.append(f'{sample.mask} is {mask.shape[1]} x {mask.shape[0]}, its image {_by(size)}')
         except (OSError, ValueError) as error:

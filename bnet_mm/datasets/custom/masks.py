@@ -82,7 +82,7 @@ def number_classes(folder: Folder, found: Found, values: set[int]) -> dict[int, 
     if not used:
         found.problems.append(f'the masks have no value but 255, which is ignored: {masks}')
     elif len(used) > MOST:
-        found.problems.append(f'the masks have {len(used)} different values, not one a class: {masks}')
+        found.problems.append(f'the masks have {len(used)} different values, {MOST} classes at most: {masks}')
     elif unknown := [f'{value >> 16 & 255},{value >> 8 & 255},{value & 255}' for value in used if value not in known]:
         found.problems.append(f'{file} has no class with the colour {first_of(unknown)} of the masks')
     elif len(known) != len(found.classes):

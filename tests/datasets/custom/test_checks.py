@@ -164,7 +164,7 @@ PROBLEMS = {
                      'masks/train_000001.jpg is a mask in JPEG, which changes its values'),
     'smooth mask': ('masks', save('masks/train_000001.png', lambda image: Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))),
-        'different values, not one a class: masks/'),
+        r'masks/train_000001.png has 4\d+ different values, a mask has one a class'),
     'two masks': ('masks', lambda root: shutil.copy(
         root / 'masks/train_000001.png', root / 'masks/train_000001_mask.png'),
                   'images/train_000001.jpg has several masks: masks/train_000001.png, masks/train_000001_mask.png'),
