@@ -57,8 +57,7 @@ def main() -> None:
     base = base_from(args.config, args.out)
     with clear_errors('nothing was written'), written(data) as temporary, written(out) as new:
         cfg = read_base(args.config, base, new)
-        with clear_errors(f'config {args.config}'):
-            needed = takes(cfg)
+        needed = takes(cfg)
         folder = Folder(args.folder.resolve())
         found = read(folder, args.format, needed)
         samples = track(found.samples, 'opening images', transient=True, disable=not sys.stdout.isatty())
@@ -84,7 +83,8 @@ def stop_at(found: Found) -> None:
     for problem in found.problems[:SHOWN]:
         print(f'error: {problem}', file=sys.stderr)
     if found.problems:
-        raise UserError(f'nothing was written: {len(found.problems)} problems')
+        count = f'{len(found.problems)} problem' + 's' * (len(found.problems) > 1)
+        raise UserError(f'nothing was written: {count}')
 
 
 def describe(folder: Folder, found: Found) -> None:

@@ -80,7 +80,7 @@ def test_segmentor(shapes, segmentor, tmp_path, capsys):
     (['FOLDER', '--config', 'bnet_mm::tsn_r50_bnet3_ucf101.py', '-o', 'OUT'], 'is for mmaction, and data are prepared'),
     (['FOLDER', '--config', 'bnet_mm::tsn_r50_bnet9_ucf101.py', '-o', 'OUT'], 'did you mean tsn_r50_bnet'),
     (['FOLDER', '--config', 'CONFIG', '-o', 'OUT', '--format', 'masks'], 'are masks, and the config trains on boxes'),
-    (['FOLDER', '--config', 'bnet_mm::mask_rcnn_r50_bnet5_1x.py', '-o', 'OUT'], 'nothing was written: 1 problems'),
+    (['FOLDER', '--config', 'bnet_mm::mask_rcnn_r50_bnet5_1x.py', '-o', 'OUT'], 'nothing was written: 1 problem$'),
     (['EMPTY', '--config', 'CONFIG', '-o', 'OUT'], 'has no images'),
 ])  # fmt: skip
 def test_what_is_refused(shapes, config, tmp_path, arguments, message):

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
+from bnet_mm.cli import UserError
 from bnet_mm.surgery.config import call_text, dicts_in
 
 STEPS = 5000  # of the optimizer, at least
@@ -29,11 +30,13 @@ def takes(cfg: Config) -> str:
     """What the models of a config learn from: 'boxes', 'objects' (boxes with masks) or 'masks'.
 
     Raises:
-        ValueError: For other models than detectors and segmentors.
+        UserError: For other models than detectors and segmentors.
     """
     scope = cfg.get('default_scope')
     if scope not in DATA_SETS:
-        raise ValueError(f'is for {scope}, and data are prepared for detectors (mmdet) and segmentors (mmseg)')
+        raise UserError(
+            f'the config is for {scope}, and data are prepared for detectors (mmdet) and segmentors (mmseg)'
+        )
     if scope == 'mmseg':
         return 'masks'
     return 'objects' if any(node.get('with_mask') for _, node in dicts_in(cfg.train_dataloader)) else 'boxes'

@@ -3,6 +3,7 @@
 import pytest
 from mmengine.config import Config
 
+from bnet_mm.cli import UserError
 from bnet_mm.datasets.custom.config import config_for, config_text, over, schedule, takes, with_classes
 from helpers.configs import load
 
@@ -22,7 +23,7 @@ def test_what_a_config_takes(name, needed):
     'name, scope', [('resnet50_bnet3_imagenet', 'mmpretrain'), ('tsn_r50_bnet3_ucf101', 'mmaction')]
 )
 def test_what_it_does_not(name, scope):
-    with pytest.raises(ValueError, match=f'is for {scope}, and data are prepared for detectors'):
+    with pytest.raises(UserError, match=f'the config is for {scope}, and data are prepared for detectors'):
         takes(load(name))
 
 
