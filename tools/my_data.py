@@ -65,10 +65,10 @@ def main() -> None:
         stop_at(found)
         fill_in_splits(found)
         describe(folder, found)
-        print('running one batch')
         write(folder, found, class_of, temporary)
         images = {split: len(found.of(split)) for split in SPLITS if found.of(split)}
         title = f'{args.config} for {folder.root}: {found.format}, {len(found.classes)} classes.'
+        print('running one batch')
         for place in (temporary, data):  # the first for the trial, before it gets its name
             change = config_for(cfg, folder.root, place, found.classes, images)
             new.write_text(config_text(title, base, change))

@@ -77,7 +77,7 @@ def test_segmentor(shapes, segmentor, tmp_path, capsys):
     (['FOLDER', '--config', 'nix.py', '-o', 'OUT'], 'config nix.py does not exist'),
     (['FOLDER', '--config', 'CONFIG', '-o', 'nix/new.py'], 'new.py does not exist'),
     (['FOLDER', '--config', 'CONFIG', '-o', 'CONFIG'], 'config.py exists already'),
-    (['FOLDER', '--config', 'bnet_mm::tsn_r50_bnet3_ucf101.py', '-o', 'OUT'], 'is for mmaction, and data are prepared'),
+    (['FOLDER', '--config', 'bnet_mm::tsn_r50_bnet3_ucf101.py', '-o', 'OUT'], 'is for mmaction; data are prepared'),
     (['FOLDER', '--config', 'bnet_mm::tsn_r50_bnet9_ucf101.py', '-o', 'OUT'], 'did you mean tsn_r50_bnet'),
     (['FOLDER', '--config', 'CONFIG', '-o', 'OUT', '--format', 'masks'], 'are masks, and the config trains on boxes'),
     (['FOLDER', '--config', 'bnet_mm::mask_rcnn_r50_bnet5_1x.py', '-o', 'OUT'], 'nothing was written: 1 problem$'),

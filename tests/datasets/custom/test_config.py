@@ -23,7 +23,7 @@ def test_what_a_config_takes(name, needed):
     'name, scope', [('resnet50_bnet3_imagenet', 'mmpretrain'), ('tsn_r50_bnet3_ucf101', 'mmaction')]
 )
 def test_what_it_does_not(name, scope):
-    with pytest.raises(UserError, match=f'the config is for {scope}, and data are prepared for detectors'):
+    with pytest.raises(UserError, match=f'the config is for {scope}; data are prepared for detectors'):
         takes(load(name))
 
 
