@@ -39,6 +39,7 @@ TABLE = (
     Entry(HOOKS, 'CBNBurnIn', 'bnet_mm.engine.hooks'),
     Entry(HOOKS, 'FreezeTransform', 'bnet_mm.engine.hooks'),
     Entry(HOOKS, 'NormStatisticsHook', 'bnet_mm.engine.hooks'),
+    Entry(HOOKS, 'PairedRun', 'bnet_mm.engine.hooks'),
     Entry(WEIGHT_INITIALIZERS, 'Pretrained', 'bnet_mm.host.pretrained', 'CheckedPretrainedInit', replaces=True),
     Entry(
         OPTIM_WRAPPER_CONSTRUCTORS, 'DefaultOptimWrapperConstructor', 'bnet_mm.host.paramwise',

@@ -14,7 +14,14 @@ from bnet_mm import host
 from bnet_mm.ops import limits
 from helpers.paths import REPO
 
-PAGES = ('README.md', 'tools/README.md', 'bnet_mm/ops/README.md', 'configs/README.md', 'CONTRIBUTING.md')
+PAGES = (
+    'README.md',
+    'tools/README.md',
+    'bnet_mm/ops/README.md',
+    'configs/README.md',
+    'CONTRIBUTING.md',
+    'configs/experiments/README.md',
+)
 TEXTS = {page: (REPO / page).read_text() for page in PAGES}
 
 WHEEL = 'tests/test_wheel.py::test_use_of_the_wheel'
@@ -48,7 +55,9 @@ COMMANDS = {
     r'tools/slurm_(train|test)\.sh ': 'tests/tools/test_scripts.py::test_slurm_scripts_ask_for_the_right_job',
     r'mim train mmdet ': 'tests/tools/test_train.py::test_mim_train',
     r'mim (search bnet_mm |download)': WHEEL,
-    r'mim train bnet_mm ': 'not run: mim train is run for mmdet; of an installed wheel, search and download',
+    r'mim (train|test) bnet_mm ': 'tests/test_wheel.py::test_mim_trains_and_tests',
+    r'mim install ': 'not run: changes the environment; tests/test_wheel.py has pip wheel',
+    r'torchrun ': 'tests/tools/test_scripts.py::test_strategies_in_two_processes',
     # a user's own images and data
     r'python tools/predict\.py ': 'tests/tools/test_predict.py::test_detector_finds_what_mmdet_does',
     r'python tools/my_data\.py ': 'tests/tools/test_my_data.py::test_detectors',
@@ -59,6 +68,11 @@ COMMANDS = {
     r'python tools/curves\.py ': 'tests/tools/test_curves.py::test_three_files',
     r'python tools/errors\.py ': 'tests/tools/test_errors.py::test_two_models',
     r'python tools/report\.py ': 'tests/tools/test_report.py::test_page_of_several_runs',
+    r'python tools/experiment\.py ': (
+        'tests/experiments/test_runs.py::test_plan_is_trained_and_a_failure_does_not_stop_it'
+    ),
+    r'python tools/dev/experiment_tables\.py': 'tests/tools/dev/test_experiment_tables.py::test_page_is_not_stale',
+    r'ln -s ': "not run: the shell's own",
     # conversion
     r'python tools/convert_config\.py ': 'tests/tools/test_convert_config.py::test_convert_config_and_its_checkpoint',
     r'python tools/convert_checkpoint\.py .* --backbone': BACKBONE,
@@ -121,7 +135,7 @@ def commands_of(page):
     text = TEXTS[page]
     found = [command for block in re.findall(r'```bash\n(.*?)```', text, re.S) for command in split_shell(block)]
     inline = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
-    start = re.compile(r'(bash|python|pip|mim|ruff|pytest) \S|tools/\w+\.sh \S')
+    start = re.compile(r'(bash|python|pip|mim|torchrun|ruff|pytest) \S|tools/\w+\.sh \S')
     return found + [' '.join(code.split()) for code in inline if start.match(code)]
 
 

@@ -8,7 +8,9 @@ import zipfile
 
 import pytest
 
+from bnet_mm.datasets.toy import LAYOUTS
 from helpers.paths import REPO
+from helpers.tools import SMALL
 
 USE_OF_A_WHEEL = """
 import sys
@@ -82,13 +84,28 @@ def wheel(tmp_path_factory):
 def test_contents_of_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     mim = {name.removeprefix('bnet_mm/.mim/') for name in names if name.startswith('bnet_mm/.mim/')}
-    configs = {f'configs/{path.name}' for path in (REPO / 'configs').iterdir() if path.is_file()}
+    files = [path for path in (REPO / 'configs').rglob('*') if path.is_file() and path.suffix != '.pyc']
+    configs = {path.relative_to(REPO).as_posix() for path in files}
     assert {name for name in mim if name.startswith('configs/')} == configs
     assert {'model-index.yml', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh'} <= mim
     assert {'bnet_mm/ops/bnet.py', 'bnet_mm/visualization/page.html'} <= names
     assert not any('_cpu' in name for name in names)
     assert not any('__pycache__' in name or name.startswith(('tests/', 'configs/', 'tools/')) for name in names)
     assert not any(name in mim for name in ('tools/dev/install.sh', 'tools/run_demo.sh', 'tools/dev/model_zoo.py'))
+
+
+@pytest.mark.hardening
+def test_mim_trains_and_tests(wheel, tmp_path):
+    """A config of the wheel by its name, with the wheel's tools."""
+    pytest.importorskip('mim')
+    zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+    LAYOUTS['coco'](tmp_path / 'shapes', dict(train=4, val=2), size=96, seed=0)
+    env = dict(PYTHONPATH=str(tmp_path / 'site'), PYTHONWARNINGS='ignore', DATA_ROOT=str(tmp_path / 'shapes'))
+    common = ('bnet_mm', 'faster_rcnn_r18_bnet5_demo.py', '--gpus', '0', '--work-dir', str(tmp_path / 'w'))
+    for command in (['train', *common], ['test', *common, '--checkpoint', str(tmp_path / 'w' / 'epoch_1.pth')]):
+        command = [sys.executable, '-m', 'mim', *command, '--cfg-options', *SMALL]
+        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True)
+        assert done.returncode == 0 and 'bbox_mAP_50' in done.stdout, done.stderr[-3000:] + done.stdout[-1000:]
 
 
 def test_use_of_the_wheel(wheel, tmp_path):

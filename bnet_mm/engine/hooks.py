@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from bnet_mm.layers import BNET, CBN
@@ -93,6 +95,46 @@ class NormStatisticsHook(Hook):
         if self.every_n_train_iters(runner, self.interval):
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             runner.visualizer.add_scalars(norm_statistics(model), step=runner.iter + 1)
+
+
+class PairedRun(Hook):
+    """Makes two trainings with one seed differ in nothing but their configs: a paired comparison.
+
+    Without it a layer that draws random weights gives all layers after it, and the augmentation, other random numbers.
+    Here every weight that the model shares with ``start`` begins as it does there, and the random numbers of an epoch
+    depend on seed and epoch alone, so that a resumed run, which validates first, goes on as if it had never stopped
+    (with workers of the data loader their own seeds decide, as ever in mmengine).
+
+    Args:
+        seed: That of ``randomness`` in the config.
+        start: The config of the model whose initial weights count; None: the model's own.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, seed: int, start: dict | None = None) -> None:
+        self.seed, self.start = seed, start
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.iter > 0:  # resumed; the last epoch may have been saved and not validated any more
+            runner.val_loop.run()
+            return
+        if self.start is None:
+            return
+        set_random_seed(self.seed)
+        other = MODELS.build(copy.deepcopy(self.start))
+        other.init_weights()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = model.state_dict()
+        shared = {name: value for name, value in other.state_dict().items() if _fits(own, name, value)}
+        model.load_state_dict(shared, strict=False)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        set_random_seed(1000 * self.seed + runner.epoch, diff_rank_seed=True)
+
+
+def _fits(own: dict, name: str, value: Any) -> bool:
+    return name not in own or own[name].shape == value.shape  # a norm's weight is found by another name in BNET
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, DefaultScope
 
 from bnet_mm.cli import UserError
-from bnet_mm.surgery.config import dicts_in
+from bnet_mm.surgery.config import dicts_in, type_name
 
 
 def check_pretrained(model: Config) -> None:
     """Refuse, before anything is built, the config of a model whose pretrained weights are not there."""
     for _, node in dicts_in(model):
-        path = node.get('checkpoint') if node.get('type') == 'Pretrained' else node.get('pretrained')  # mmaction
+        reads = type_name(node) in ('Pretrained', 'PretrainedInit', 'CheckedPretrainedInit')
+        path = node.get('checkpoint') if reads else node.get('pretrained')  # mmaction
         reason = _missing(path) if isinstance(path, str) else ''
         if reason:
             raise UserError(

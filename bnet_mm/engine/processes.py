@@ -15,6 +15,7 @@ from bnet_mm.cli import UserError
 from bnet_mm.layers.normalisers import is_foreign_sync_batch_norm
 from bnet_mm.layers.sync_batch_norm import AffineSyncBatchNorm
 from bnet_mm.register import register
+from bnet_mm.surgery.config import type_name
 from bnet_mm.surgery.modules import replace_modules
 
 
@@ -49,6 +50,18 @@ def start_process_group(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    if cfg.get('runner_type'):
+        _wrap_by_strategy(cfg)
+
+
+def _wrap_by_strategy(cfg: Config) -> None:
+    """Of mmengine's FlexibleRunner it is the strategy that wraps the model, and has the options for it."""
+    strategy = dict(cfg.get('strategy') or dict(type='DDPStrategy'))
+    fully_sharded = dict(type='MMFullyShardedDataParallel', device_id='cpu')
+    wrappers = dict(DDPStrategy=cfg.model_wrapper_cfg, FSDPStrategy=fully_sharded)
+    if (name := type_name(strategy)) in wrappers:
+        strategy['model_wrapper'] = {**wrappers[name], **(strategy.get('model_wrapper') or {})}
+    cfg.strategy = strategy
 
 
 register(__name__)

@@ -23,6 +23,7 @@ from bnet_mm.cli import UserError, clear_errors
 from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
 from bnet_mm.messages import first_of
+from bnet_mm.surgery.config import type_name
 
 # What torch says of a shape that does not fit.
 SIZES = re.compile(r'size mismatch for (\S+): .*?\[(.*?)\]\).*?\[(.*?)\]\)\.?')
@@ -32,7 +33,7 @@ def build_model(cfg: Config) -> nn.Module:
     """The model of the config as the runner builds it, without reading pretrained weights."""
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with clear_errors(f'the model {cfg.model.type} cannot be built'):
+    with clear_errors(f'the model {type_name(cfg.model)} cannot be built'):
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
             return MODELS.build(cfg.model)
 

@@ -20,6 +20,7 @@ from bnet_mm.layers.arguments import Duck, check_positive_int, is_integer, is_la
 from bnet_mm.layers.scripting import refuse_scripting
 from bnet_mm.layers.statistics import batch_norm, update_running_statistics
 from bnet_mm.ops.dispatch import is_exporting
+from bnet_mm.ops.schemas import wide_dtype
 
 # What stands side by side of a past iteration: whether there was one (1), mean and variance (C), the weight and the
 # slopes of both in it (as many numbers as the weight has, each).
@@ -242,8 +243,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         """The history (buffer_num, numbers of an iteration); zeros before there is one."""
         if self._history is not None:
             return self._history
-        like = self.weight if self.running_mean is None else self.running_mean
-        return self._no_history(like.detach().to(torch.promote_types(like.dtype, torch.float32)))
+        return self._no_history(self.weight.detach().to(wide_dtype(self.weight.dtype)))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a history; one of another length is cut or filled up.

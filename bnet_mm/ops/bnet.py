@@ -201,7 +201,7 @@ def differentiable(function, inputs, needs, grads) -> list[Tensor | None]:
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases, so that a gradient does not also flow from one input to another on which it depends.
-        inputs = [None if t is None else t.to(wide_dtype(t.dtype)).view_as(t) for t in inputs]
-        wanted = [tensor for tensor, need in zip(inputs, needs) if need and tensor is not None]
+        inputs = [tensor.to(wide_dtype(tensor.dtype)).view_as(tensor) for tensor in inputs]
+        wanted = [tensor for tensor, need in zip(inputs, needs) if need]
         found = iter(torch.autograd.grad(function(*inputs), wanted, grads, create_graph=create_graph))
-    return [next(found) if need and tensor is not None else None for tensor, need in zip(inputs, needs)]
+    return [next(found) if need else None for _, need in zip(inputs, needs)]

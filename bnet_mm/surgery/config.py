@@ -156,12 +156,18 @@ def dicts_in(node: Any, place: str = '') -> Iterator[tuple[str, dict]]:
         yield from dicts_in(child, f'{place}.{key}')
 
 
+def type_name(node: dict) -> str:
+    """The name in ``type``; empty if there is none. In new-style configs it is a class, or its path in dumped ones."""
+    kind = node.get('type', '')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def _bnet_in(model: dict, place: str) -> str:
     """Where k of a BNET stands in the config of a model; empty if there is none."""
     for where, node in dicts_in(model, place):
-        if node.get('type') == 'WithBNET' and node.get('bnet') is not None:
+        if type_name(node) == 'WithBNET' and node.get('bnet') is not None:
             return f'{where}.bnet.k'
-        if node.get('type') == 'BNET':
+        if type_name(node) == 'BNET':
             return f'{where}.k'
     return ''
 

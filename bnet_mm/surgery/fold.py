@@ -179,13 +179,11 @@ def _why_not_into(pair: Pair, shared: set[nn.Module]) -> str:
 
 
 def _output_channels(conv: nn.Module) -> int:
-    """Rows of a convolution's weight; 0 for other modules, and for transposed convolutions in groups."""
+    """Rows of a convolution's weight, those of a group of a transposed one; 0 for other modules."""
     weight = getattr(conv, 'weight', None)
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         return 0
-    if isinstance(conv, nn.ConvTranspose2d):
-        return weight.shape[1] if conv.groups == 1 else 0
-    return weight.shape[0]
+    return weight.shape[1] if isinstance(conv, nn.ConvTranspose2d) else weight.shape[0]
 
 
 def _fold_pairs(holder: nn.Module, pairs: list[Pair]) -> dict[nn.Module, str]:

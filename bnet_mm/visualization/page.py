@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from mmengine.config import Config
 
 from bnet_mm.files import written
-from bnet_mm.surgery.config import dicts_in
+from bnet_mm.surgery.config import dicts_in, type_name
 from bnet_mm.visualization.figures import save
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def norm_of(cfg: Config) -> str:
     """BNET's k and place in a config; the type of another norm."""
     nodes = [node for _, node in dicts_in(cfg.to_dict()['model'])]
     for node in nodes:
-        if node.get('type') == 'WithBNET':
+        if type_name(node) == 'WithBNET':
             options = node.get('bnet') or {}
             return f'BNET-{options.get("k", 3)} at {options.get("where", "C")}'
     norms = [node['norm_cfg'] for node in nodes if isinstance(node.get('norm_cfg'), dict)]
-    bnet = next((norm for norm in norms if norm.get('type') == 'BNET'), None)
-    return f'BNET-{bnet.get("k", 3)} by norm_cfg' if bnet else norms[0]['type'] if norms else 'BN'
+    bnet = next((norm for norm in norms if type_name(norm) == 'BNET'), None)
+    return f'BNET-{bnet.get("k", 3)} by norm_cfg' if bnet else type_name(norms[0]) if norms else 'BN'
 
 
 def compared(values: list[float], reference: list[float]) -> str:

@@ -8,7 +8,6 @@ import statistics
 from pathlib import Path
 
 import mmcv
-import torch
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
@@ -17,6 +16,7 @@ from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors
 from bnet_mm.files import written
 from bnet_mm.surgery.config import dicts_in
+from bnet_mm.visualization.confusion import confusion_matrix, draw_confusion
 from bnet_mm.visualization.curves import draw_curves, write_csv
 from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.page import Section, Table, compared, norm_of, revision, write_page
@@ -26,7 +26,6 @@ from bnet_mm.visualization.strips import strip
 from bnet_mm.visualization.taps import draw_taps, stage_shares, tap_layers
 
 SIDE_BY_SIDE, HEATMAPS = 8, 3  # pictures
-MOST_WITH_NUMBERS = 20  # classes of a confusion matrix that shows its numbers
 Groups = dict[str, list[Run]]
 
 
@@ -62,7 +61,7 @@ def run_section(groups: Groups, costs: dict[str, tuple[float, float]]) -> Sectio
         seeds = ', '.join(str(run.seed if run.seed is not None else run.environment().get('seed', '?')) for run in runs)
         steps = [int(run.loss().steps[-1]) if len(run.loss().steps) else 0 for run in runs]
         rows.append([
-            name, norm_of(runs[0].cfg), f'{cost[0]:.2f}' if cost else '', f'{cost[1]:.2f}' if cost else '', seeds,
+            name, norm_of(runs[0].cfg), f'{cost[0]:#.3g}' if cost else '', f'{cost[1]:#.3g}' if cost else '', seeds,
             ', '.join(map(str, steps)), found.get('GPU 0', 'CPU' if found else ''), found.get('PyTorch', ''),
             found.get('MMEngine', ''), ', '.join(str(run.folder) for run in runs),
         ])  # fmt: skip
@@ -115,7 +114,7 @@ def error_sections(first: dict[str, Run], out: Path) -> tuple[list[Section], lis
     """Errors, precision-recall curves and detections side by side; and the images where the models differ most."""
     scope = next(iter(first.values())).scope
     if scope != 'mmdet':
-        return [confusion_section(first, out)] if scope == 'mmpretrain' else [], []
+        return [confusion_section(first, out)] if scope in ('mmpretrain', 'mmseg') else [], []
     section = Section('Errors')
     predictions = {name: run.predictions for name, run in first.items() if run.predictions}
     evaluators = dicts_in(next(iter(first.values())).cfg.to_dict().get('test_evaluator'))  # one, or several
@@ -163,23 +162,26 @@ def error_sections(first: dict[str, Run], out: Path) -> tuple[list[Section], lis
 
 
 def confusion_section(first: dict[str, Run], out: Path) -> Section:
-    """mmpretrain's confusion matrices of classifiers."""
-    from matplotlib import pyplot
-    from mmpretrain.evaluation import ConfusionMatrix
-
+    """Confusion matrices of classifiers, of segmentors by pixels."""
     section = Section('Confusion')
     for rank, (name, run) in enumerate(first.items(), 1):
         if run.predictions is None:
             section.notes.append(f'{name} has no predictions (tools/test.py --out RUN/predictions.pkl writes them).')
             continue
         with clear_errors(f'predictions {run.predictions} cannot be read'):
-            samples = pickle.loads(run.predictions.read_bytes())
-            scores = torch.stack([sample['pred_score'] for sample in samples])
-            matrix = ConfusionMatrix.calculate(scores, torch.cat([sample['gt_label'] for sample in samples]))
-        figure = ConfusionMatrix.plot(matrix, include_values=len(matrix) <= MOST_WITH_NUMBERS, show=False)
+            matrix = confusion_matrix(pickle.loads(run.predictions.read_bytes()))
+        figure = draw_confusion(matrix, class_names(run))
         section.add(figure, out, f'confusion_{rank}.png', f'{name}: true classes in rows, predicted ones in columns')
-        pyplot.close(figure)
     return section
+
+
+def class_names(run: Run) -> list[str]:
+    """Of the test data; none if it cannot be built."""
+    try:
+        with DefaultScope.overwrite_default_scope(run.scope):
+            return list(DATASETS.build(run.cfg.test_dataloader.dataset).metainfo.get('classes') or [])
+    except Exception:  # whatever a data set raises whose files are elsewhere: the page does without
+        return []
 
 
 def first_images(run: Run) -> list[str]:

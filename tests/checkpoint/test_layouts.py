@@ -8,7 +8,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from bnet_mm import BNET
-from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.checkpoint.layouts import CheckpointError, parse_key
 from helpers import official_layouts as official
 from helpers import reference
 from helpers.checkpoints import WAYS, WIDTH, backbone_cfg, by_load_state_dict, detector_cfg, save
@@ -163,3 +163,15 @@ def test_what_is_no_tensor_is_named(name, value):
     state_dict.update({f'0.{name}': value})
     with pytest.raises(CheckpointError, match=f'0.{name} is a {type(value).__name__} in the checkpoint, not a tensor'):
         torch.nn.Sequential(BNET(2)).load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize('key, parsed', [
+    ('layer1.0.bn3.bnconv.weight', ('layer1.0.bn3', 'bnconv.weight', False)),
+    ('layer1.0.bn3.norm.running_mean', ('layer1.0.bn3', 'norm.running_mean', False)),
+    ('bnconv.weight', ('', 'bnconv.weight', False)),
+    ('layer1.0.bn3.running_mean', ('layer1.0.bn3', 'norm.running_mean', False)),
+    ('layer1.0.bn3.weight', ('layer1.0.bn3', 'weight', False)),
+    ('layer1.0.mybnconv.weight', ('layer1.0.mybnconv', 'weight', False)),
+])  # fmt: skip
+def test_parts_of_a_key(key, parsed):
+    assert parse_key(key) == parsed

@@ -15,7 +15,7 @@ from torch import nn
 
 from bnet_mm.cli import load_config
 from bnet_mm.engine.runner import build_model, build_runner
-from helpers.configs import CONFIGS, scope
+from helpers.configs import CONFIGS, NEW_STYLE, scope
 from helpers.hosts import import_host_models
 from helpers.paths import REPO
 from helpers.tools import call_tool
@@ -139,7 +139,7 @@ class Watch(Hook):
         self.before = copy.deepcopy(runner.model.state_dict())
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        lr = 0.1 if runner.cfg.optim_wrapper.optimizer.type == 'SGD' else 1e-3
+        lr = 0.1 if isinstance(runner.optim_wrapper.optimizer, torch.optim.SGD) else 1e-3
         for group in runner.optim_wrapper.param_groups:
             group.update(lr=lr, weight_decay=0)
 
@@ -151,7 +151,10 @@ class Watch(Hook):
         self.after = runner.model.state_dict()
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in FAST else pytest.mark.configs) for n in CONFIGS])
+NAMES = [*CONFIGS, *(f'new_style/{name}' for name in NEW_STYLE)]
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in FAST else pytest.mark.configs) for n in NAMES])
 def test_config_trains_and_is_evaluated(folder, monkeypatch, name):
     monkeypatch.chdir(folder)
     monkeypatch.setenv('TORCH_HOME', str(folder))

@@ -1,18 +1,20 @@
-"""CBNBurnIn, FreezeTransform and NormStatisticsHook."""
+"""CBNBurnIn, FreezeTransform, NormStatisticsHook and PairedRun."""
 
 import json
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.model import BaseModel
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 import bnet_mm.host.compat  # noqa: F401  (before mmengine asks torchvision for its version)
 from bnet_mm import BNET, CBN
-from bnet_mm.engine.hooks import FreezeTransform, NormStatisticsHook, norm_statistics
+from bnet_mm.engine.hooks import FreezeTransform, NormStatisticsHook, PairedRun, norm_statistics
 
 
 def test_burn_in_hook_counts_epochs():
@@ -156,3 +158,55 @@ def test_norm_statistics_refuse_a_model_without():
         NormStatisticsHook(interval=0)
     with pytest.raises(ValueError, match='no BNET'):
         NormStatisticsHook().before_train(type('Runner', (), dict(model=nn.BatchNorm2d(3))))
+
+
+@MODELS.register_module(force=True)
+class Chain(nn.Module):
+    """Two convolutions with a norm between, which may draw random weights of its own."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.bn = MODELS.build(dict(norm, num_features=4))
+        self.conv2 = nn.Conv2d(4, 2, 3)
+
+    def init_weights(self):
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+
+@pytest.mark.parametrize('norm', [dict(type='BNET', k=3), dict(type='BNConv', k=3)], ids=['BNET', 'BNConv'])
+def test_paired_run_starts_where_the_other_does(norm):
+    """Whatever a layer has drawn, what both models have is the same; BNET's centre tap is the other's gamma."""
+    start = dict(type='Chain', norm=dict(type='BN2d'))
+    set_random_seed(5)
+    other = Chain(dict(type='BN2d'))
+    other.init_weights()
+
+    model = Chain(norm)
+    model.init_weights()
+    runner = type('Runner', (), dict(model=model, iter=0))
+    PairedRun(5, start).before_train(runner)
+    for layer in ('conv1', 'conv2'):
+        assert torch.equal(getattr(model, layer).weight, getattr(other, layer).weight)
+        assert torch.equal(getattr(model, layer).bias, getattr(other, layer).bias)
+    if norm['type'] == 'BNET':
+        assert torch.equal(model.bn.bnconv.weight[:, 0, 1, 1], other.bn.weight)
+        assert model.bn.bnconv.weight.square().sum() == other.bn.weight.square().sum()
+
+    model.conv1.weight.data.zero_()
+    runner.iter, runner.val_loop = 1, Mock()  # resumed
+    PairedRun(5, start).before_train(runner)
+    assert not model.conv1.weight.any()
+    runner.val_loop.run.assert_called_once_with()
+
+
+def test_paired_run_draws_the_same_in_every_epoch():
+    runner = type('Runner', (), dict(epoch=3))
+    draws = []
+    for seed, epoch in ((1, 3), (1, 3), (1, 4), (2, 3)):
+        torch.rand(epoch)  # whatever was drawn before
+        runner.epoch = epoch
+        PairedRun(seed).before_train_epoch(runner)
+        draws.append((torch.rand(()).item(), np.random.rand()))
+    assert draws[0] == draws[1] and len(set(draws)) == 3

@@ -49,6 +49,21 @@ def test_a_group_for_cpus(machine):
     assert MODEL_WRAPPERS.get('CPUDistributedDataParallel') is CPUDistributedDataParallel
 
 
+@pytest.mark.parametrize('strategy, wrapper', [
+    (None, dict(type='CPUDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False,
+                device_ids=None)),
+    (dict(type='FSDPStrategy', model_wrapper=dict(sharding_strategy='NO_SHARD')),
+     dict(type='MMFullyShardedDataParallel', device_id='cpu', sharding_strategy='NO_SHARD')),
+    (dict(type='DeepSpeedStrategy'), None),
+])  # fmt: skip
+def test_strategies_wrap_the_model_by_themselves(machine, strategy, wrapper):
+    cfg = Config(dict(launcher='pytorch', runner_type='FlexibleRunner', strategy=strategy))
+    machine(0)
+    start_process_group(cfg)
+    assert cfg.strategy.get('model_wrapper') == wrapper
+    assert cfg.strategy.type == (strategy or dict(type='DDPStrategy'))['type']
+
+
 @pytest.mark.parametrize('gpus, launcher, message', [
     (1, 'pytorch', '4 GPUs asked for, this machine has 1'),
     (0, 'slurm', '--launcher slurm needs CUDA'), (0, 'mpi', '--launcher mpi needs CUDA'),

@@ -88,7 +88,7 @@ def test_memory_does_not_grow(steps, training):
 
 @pytest.mark.parametrize('sizes', [8, pytest.param(400, marks=pytest.mark.hardening)])
 def test_large_maps_are_held_within_bounds(sizes):
-    """Maps above 32 MiB, whose memory the kernels keep for reuse."""
+    """Large maps, whose memory the kernels keep for reuse."""
     from bnet_mm import BNET
 
     layer, rng, most = BNET(4, 3).eval(), random.Random(0), 0

@@ -13,6 +13,7 @@ from helpers.hosts import import_host_models
 from helpers.paths import REPO
 
 CONFIGS = sorted(path.stem for path in REPO.glob('configs/*.py'))
+NEW_STYLE = sorted(path.stem for path in REPO.glob('configs/new_style/*.py'))
 IMAGENET = [name for name in CONFIGS if name.endswith(('_imagenet', '_imagenette'))]
 DENSE = [name for name in CONFIGS if name not in IMAGENET and 'demo' not in name]  # tools/ has tests of the demo
 R18, R50, R101 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3)
@@ -21,6 +22,7 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, bnet_mm.layers.SN2d, CB
 
 def scope(name):
     """The library of a config."""
+    name = name.rpartition('/')[2]
     if name in IMAGENET:
         return 'mmpretrain'
     return dict(pspnet='mmseg', deeplabv3='mmseg', tsn='mmaction').get(name.split('_')[0], 'mmdet')

@@ -94,3 +94,11 @@ def test_zeroing_the_weight_zeroes_the_taps():
     assert not layer.bnconv.weight.any() and layer.bnconv.bias.eq(2).all()
     layer(maps()).sum().backward()
     assert layer.bnconv.weight.grad is not None
+
+
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN', 'IN', dict(type='GN', num_groups=2), 'CBN'], ids=str)
+def test_stand_ins_are_ones_and_zeros_and_not_in_the_state_dict(norm):
+    """What a host reads of a norm's affine says that there is none."""
+    inner = BNET(4, k=3, norm=norm).norm
+    assert inner.weight.tolist() == [1.0] * 4 and inner.bias.tolist() == [0.0] * 4
+    assert not {'weight', 'bias'} & set(inner.state_dict())

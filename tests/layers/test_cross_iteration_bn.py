@@ -396,3 +396,20 @@ def test_a_history_that_is_no_tensor(value):
     layer = CBN(4)
     with pytest.raises(RuntimeError, match=f'the history in the checkpoint is a {type(value).__name__}, not a tensor'):
         layer.load_state_dict({**layer.state_dict(), '_extra_state': value})
+
+
+def test_without_history_it_is_batch_norm_and_statistics_can_be_stopped_by_hand():
+    """buffer_num=0 trains as BN; with track_running_stats set to False later, the statistics stay, as in BN."""
+    cbn, bn = CBN(4, buffer_num=0).double(), nn.BatchNorm2d(4).double()
+    reference.randomise(bn)
+    cbn.load_state_dict(bn.state_dict())
+    nn.Sequential(nn.Conv2d(3, 4, 1), cbn)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True, **DOUBLE)
+    torch.testing.assert_close(cbn(x), bn(x))
+    torch.testing.assert_close(cbn.running_mean, bn.running_mean)
+
+    net = make()
+    before = net[1].running_mean.clone()
+    net[1].track_running_stats = False
+    net(torch.randn(2, 3, 8, 8, **DOUBLE))
+    assert iterations(net[1]) == 1 and torch.equal(net[1].running_mean, before)

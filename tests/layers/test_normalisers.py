@@ -151,3 +151,14 @@ def test_norms_that_do_more_are_refused():
     for norm in (Loud(3), nn.BatchNorm3d(3), nn.LayerNorm(3), nn.Conv2d(3, 3, 1)):
         with pytest.raises(ValueError, match=f'got {type(norm).__name__}'):
             BNET.from_norm(norm)
+
+
+def test_restored_norm_joins_the_same_processes():
+    """The process group of SyncBN goes into BNET and out of it again."""
+    plain = nn.SyncBatchNorm(6)
+    plain.process_group = group = object()
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), plain)
+    bnet_mm.enhance(model, k=1, where='1')
+    assert isinstance(model[1], BNET) and model[1].norm.process_group is group
+    bnet_mm.restore(model)
+    assert type(model[1]) is nn.SyncBatchNorm and model[1].process_group is group

@@ -119,3 +119,18 @@ def test_operators_take_empty_maps(shape):
     assert not any(g.any() for g in grads)
     ops.moments_backward(x, x, mean, mean, mean)
     assert ops.moments(x, True)[0].shape == shape[1:2]
+
+
+@compiled
+@pytest.mark.parametrize('wanted', ['mean', 'rstd', 'weight', 'bias', 'x'])
+def test_gradient_of_one_argument_alone(wanted):
+    """Each argument's gradient does not depend on which others are asked for."""
+    values = make_inputs((2, 3, 7, 9), 3, torch.float32, False, False, False)
+    names = ('x', 'mean', 'rstd', 'weight', 'bias')
+    arguments = {name: values[name].detach().requires_grad_(name == wanted) for name in names}
+    y = bnet(**arguments)
+    grad = torch.randn_like(y)
+    (got,) = torch.autograd.grad(y, [arguments[wanted]], grad)
+    exact = {name: values[name].detach().double().requires_grad_(name == wanted) for name in names}
+    (want,) = torch.autograd.grad(bnet_reference(**exact), [exact[wanted]], grad.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)

@@ -43,7 +43,7 @@ def test_memory_held_is_used_again_and_bounded():
     assert HELD() == held - y.nbytes
     z = large_map(2048, 3)  # larger than all that is held
     assert HELD() == held - y.nbytes
-    small = large_map(1024, 4)  # 32 MiB: malloc's
+    small = large_map(128, 4)  # 4 MiB: malloc's
     assert HELD() == held - y.nbytes
     assert (y == 2).all() and (z == 3).all() and (small == 4).all()
     del y, z, small
@@ -52,6 +52,17 @@ def test_memory_held_is_used_again_and_bounded():
     big = large_map(9000, 5)
     del big  # larger than the bound: it goes, the others stay
     assert HELD() == held
+
+
+@compiled
+def test_maps_above_4_mib_are_held():
+    held = HELD()
+    y = large_map(129, 1)
+    size = y.nbytes
+    del y
+    assert HELD() == held + size or held + size > 256 * MIB
+    y = large_map(129, 2)
+    assert HELD() <= held and (y == 2).all()
 
 
 @compiled

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from bnet_mm import BNConv
+from bnet_mm.surgery.config import config_text, inherited_names
 from helpers import reference
 from helpers.nets import BLOCKS_50, backbone, bnet_names, build
 from helpers.paths import REPO
@@ -71,3 +72,38 @@ def test_cfg_options_set_k_and_where():
     model = MODELS.build(cfg.model.backbone)
     assert bnet_names(model) == {f'{block}.bn{i}' for block in BLOCKS_50 for i in (1, 2)}
     assert model.layer1[0].bn1.bnconv.k == 7
+
+
+@pytest.mark.parametrize('bnet, written', [
+    (dict(k=5, where='AC', dilation=1), "bnet=dict(k=5, where='AC'))"),
+    (dict(k=3, where='C', dilation=2), "bnet=dict(k=3, where='C', dilation=2))"),
+])  # fmt: skip
+def test_text_of_a_config(bnet, written):
+    cfg = Config(dict(model=dict(type='FCOS'), work_dir='runs/old/', custom_imports=dict(imports='mine')))
+    assert config_text(cfg, 'my config', './old.py', bnet, 'new', 'new.pth').splitlines() == [
+        f'# my config with BNET-{bnet["k"]} at {bnet["where"]!r}.',
+        "_base_ = './old.py'",
+        "custom_imports = dict(imports=['mine', 'bnet_mm'])",
+        f"model = dict(type='WithBNET', base='FCOS', {written}",
+        "work_dir = 'runs/new'",
+        "load_from = '{{ fileDirname }}/new.pth'",
+    ]
+
+
+def test_text_of_a_config_without_imports():
+    lines = config_text(Config(dict(model=dict(type='FCOS'))), 'a', './a.py', dict(k=3, where='C', dilation=1), 'b')
+    assert "custom_imports = dict(imports=['bnet_mm'], allow_failed_imports=False)" in lines.splitlines()
+    assert 'work_dir' not in lines and 'load_from' not in lines
+
+
+def test_what_names_a_run():
+    """load_from, resume, and names of the visualizer's backends; its own name is seen by nobody, its folder is."""
+    backends = [dict(type='LocalVisBackend', save_dir='a'), dict(type='WandbVisBackend', init_kwargs=dict(project='p'))]
+    visualizer = dict(type='DetLocalVisualizer', name='visualizer', save_dir='runs', vis_backends=backends)
+    assert inherited_names(Config(dict(load_from='x.pth', resume=False, visualizer=visualizer))) == {
+        'load_from': 'x.pth',
+        'visualizer.save_dir': 'runs',
+        'visualizer.vis_backends.0.save_dir': 'a',
+        'visualizer.vis_backends.1.init_kwargs.project': 'p',
+    }
+    assert inherited_names(Config(dict(load_from=None))) == {}

@@ -11,6 +11,7 @@ from torch import nn
 import bnet_mm
 from bnet_mm import BNET, CBN, FReLU, SN2d
 from bnet_mm.layers.bnet import DepthwiseTransform
+from bnet_mm.surgery.fold import _same
 from helpers import reference
 from helpers.hosts import import_host_models
 from helpers.paths import REPO
@@ -312,3 +313,23 @@ def test_rounding(dtype, tolerance):
     bnet_mm.fold(net)
     assert net[0].weight.dtype == net[0].bias.dtype == dtype
     assert (net(x) - want).abs().max() <= tolerance * want.abs().max()
+
+
+class Refuses(nn.Module):
+    def forward(self, x):
+        raise RuntimeError('no trial, please')
+
+
+def test_a_sequential_needs_no_trial():
+    """What follows its convolution is known, whatever else is in it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Refuses()).eval()
+    reference.randomise(model)
+    bnet_mm.fold(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_same_outputs_have_the_same_shapes():
+    """A map that only broadcasts to the other is another function."""
+    assert _same([torch.ones(2, 3)], [torch.ones(2, 3)])
+    assert not _same([torch.ones(2, 3)], [torch.ones(1, 3)])
+    assert not _same([torch.ones(2, 3)], [torch.ones(2, 3), torch.ones(1)])

@@ -58,6 +58,11 @@ class InList(Owner):
         return x
 
 
+class OfAnotherName(Owner):
+    def forward(self, x):
+        return getattr(self, 'stages')[0](self.stem(x))  # noqa: B009
+
+
 class ThroughAView(Owner):
     def forward(self, x):
         for layer in self.stem.children():
@@ -82,7 +87,7 @@ class InListByIndex(Owner):
 
 @pytest.mark.parametrize('kind, names', [
     (Whole, []), (Indexes, ['stem']), (Loops, ['stem']), (LoopsByName, ['stem']), (ThroughAView, ['stem']),
-    (ThroughItsDict, ['stem']), (ThroughAnotherMethod, []),
+    (ThroughItsDict, ['stem']), (ThroughAnotherMethod, []), (OfAnotherName, []),
     (InList, ['stages.0', 'stages.1']), (InListByIndex, ['stages.0', 'stages.1']),
 ])  # fmt: skip
 def test_warns_of_what_is_taken_apart(kind, names):

@@ -11,6 +11,7 @@ from torch import nn
 
 import bnet_mm
 from bnet_mm import BNET
+from bnet_mm.surgery.positions import norm_names
 from helpers import reference
 from helpers.nets import BLOCKS_50, backbone, bnet_names
 from helpers.paths import REPO
@@ -125,3 +126,12 @@ def test_nothing_to_replace_is_an_error():
         backbone(bnet=dict(where='B'), depth=18)
     with pytest.raises(ValueError, match='BNET already'):
         bnet_mm.enhance(backbone(bnet=dict(k=3)), k=5)
+
+
+def test_a_block_without_a_first_pair_has_no_positions():
+    """Whatever else it has: bn2 after conv2 alone says nothing of A, B and C."""
+    block = nn.Module()
+    block.conv2, block.bn2, block.bn3 = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    assert norm_names(block) == {}
+    block.conv1, block.bn1 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    assert norm_names(block) == dict(A=['bn1'], C=['bn2'])

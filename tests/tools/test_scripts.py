@@ -1,11 +1,14 @@
 """The scripts for several processes and for clusters."""
 
 import os
+import sys
 
 import pytest
 import torch
 
+from helpers.paths import REPO
 from helpers.tools import DEMO, evaluate, metrics, only_numbers, run, scalars, train
+from helpers.toy_host import CONFIG
 
 
 def test_two_processes_without_gpu(shapes, trained, tmp_path):
@@ -67,3 +70,25 @@ def test_synchronised_batch_norm_in_two_processes_without_gpu(segmentation, tmp_
     done = run('tools/test.py', config, tmp_path / 'w' / 'iter_2.pth', '--work-dir', tmp_path / 't')
     assert done.returncode == 0 and 'mIoU' in metrics(tmp_path / 't'), done.stderr[-3000:]
     assert scalars(tmp_path / 'w')[-1]['mIoU'] == pytest.approx(metrics(tmp_path / 't')['mIoU'], abs=0.01)
+
+
+@pytest.mark.hardening
+def test_strategies_in_two_processes(tmp_path):
+    """FlexibleRunner under torchrun: sharded weights give the losses of copied ones."""
+    pytest.importorskip('mmdet')
+    data = 'dict(batch_size=1, dataset=dict(size=64, length=4))'
+    losses = {}
+    for strategy in ('DDPStrategy', 'FSDPStrategy'):
+        config, work_dir = tmp_path / f'{strategy}.py', tmp_path / strategy
+        config.write_text(
+            f"{CONFIG}\nrunner_type = 'FlexibleRunner'\nstrategy = dict(type='{strategy}')\n"
+            f'train_dataloader.update({data})\nval_dataloader.update({data})\ntrain_cfg.update(max_iters=2)\n'
+            "train_dataloader['dataset']['type'] = val_dataloader['dataset']['type'] = 'ToyImages'\n"
+            "default_hooks['logger']['interval'] = 1\n"
+        )
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2]
+        done = run(*torchrun, 'tools/train.py', config, '--launcher', 'pytorch', '--work-dir', work_dir,
+                   PYTHONPATH=f'{REPO}/tests:{REPO}', OMP_NUM_THREADS='1')  # fmt: skip
+        losses[strategy] = [line['loss'] for line in scalars(work_dir) if 'loss' in line]
+        assert len(losses[strategy]) == 2, done.stderr[-3000:]
+    assert losses['FSDPStrategy'] == pytest.approx(losses['DDPStrategy'], rel=1e-4)

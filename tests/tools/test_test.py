@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+from bnet_mm.visualization.confusion import confusion_matrix
 from helpers.tools import assert_one_clear_sentence, evaluate, metrics, other_architecture, run, scalars
 
 
@@ -75,9 +76,13 @@ def test_one_entry_serves_mmseg_configs_too(segmentation, tmp_path):
     config = segmentation('BN')
     done = run('tools/train.py', config, '--work-dir', tmp_path / 'w')
     assert done.returncode == 0, done.stderr[-3000:]
-    done = run(
-        'tools/test.py', config, tmp_path / 'w' / 'iter_2.pth', '--work-dir', tmp_path / 't', '--show-dir', 'vis'
-    )
+    test = ['tools/test.py', config, tmp_path / 'w' / 'iter_2.pth', '--work-dir', tmp_path / 't']
+    done = run(*test, '--show-dir', 'vis', '--out', tmp_path / 'out.pkl')
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'mIoU' in metrics(tmp_path / 't')
+    matrix = confusion_matrix(pickle.loads((tmp_path / 'out.pkl').read_bytes()))
+    assert matrix.shape == (2, 2) and matrix.sum() == 4 * 32 * 32
+    found = matrix.diagonal().double()
+    iou = found / (matrix.sum(0) + matrix.sum(1) - found)
+    assert abs(100 * iou.mean() - metrics(tmp_path / 't')['mIoU']) < 0.01
     assert len(list((tmp_path / 't' / 'vis').rglob('*.png'))) == 4

@@ -56,7 +56,7 @@ fi
 
 say "4/4 mmdet, mmsegmentation, mmaction2, mmpretrain, test tools, bnet_mm with its kernels ($((SECONDS - START)) s so far)"
 install mmdet mmsegmentation mmaction2 mmpretrain ftfy regex psutil pytest pytest-cov pytest-xdist mypy types-PyYAML \
-    ruff hypothesis rich matplotlib gdown onnx onnxruntime onnxscript playwright tidecv torchvision triton
+    ruff hypothesis rich matplotlib nbclient ipykernel gdown onnx onnxruntime onnxscript playwright tidecv torchvision triton
 install --no-build-isolation --no-deps -e .
 "$VENV/bin/python" -c 'import bnet_mm, mmdet, mmseg' 2>>"$LOG" || fail "bnet_mm cannot be imported; see $LOG"
 say "CPU kernels: $("$VENV/bin/python" -c 'from bnet_mm.ops import backend_report; print(backend_report()["cpp"])')"

@@ -66,11 +66,15 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             other = copy.deepcopy(node)
             other.test = ast.Constant(value)
             yield f'if {value}', other
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and not (node.value is None or is_none(node.value)):
         new.value = ast.Constant(None)
         yield 'return None', new
     elif isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield 'left out', ast.Pass()
+
+
+def is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def mutants(path: Path, root: Path) -> Iterator[tuple[str, range, ast.Module]]:

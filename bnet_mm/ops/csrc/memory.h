@@ -11,14 +11,14 @@
 namespace bnet_mm {
 
 // The memory of large maps, reused from call to call. glibc's malloc returns every block above 32 MiB to the system when
-// it is freed, and torch's CPU allocator keeps nothing: the page faults of a fresh map of that size take longer than the
-// kernels that fill it.
+// it is freed, and smaller ones with the top of its heap whenever that grows; torch's CPU allocator keeps nothing. The
+// page faults of a fresh map take longer than the kernels that fill it.
 //
 // An allocator, so that tensors can be resized as any other. Older torch declares allocate const, and has no copy_data:
 // what fits overrides, hence no `override`.
 class LargeMaps : public c10::Allocator {
  public:
-  static constexpr size_t from = size_t(32) << 20;   // bytes; smaller maps are torch's allocator's
+  static constexpr size_t from = size_t(4) << 20;    // bytes; smaller maps are torch's allocator's
   static constexpr size_t kept = size_t(256) << 20;  // bytes held at most while no tensor uses them
 
   // Like at::empty_like for a dense x.
