@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmengine.runner import Runner
 
 import bnet_mm.host.compat  # noqa: F401  (mends installed libraries, before anything else imports them)
 from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.host.configs import PREFIX, find_config
 from bnet_mm.register import our_types
 from bnet_mm.surgery.config import dicts_in
 
@@ -91,7 +93,7 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+    """Read the config, a file or ``bnet_mm::name``, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
         UserError: For a config that cannot be read, has no model or a setting that nobody would read, or does not
@@ -99,7 +101,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with clear_errors(f'config {args.config} cannot be read'):
-        cfg = Config.fromfile(args.config)
+        cfg = Config.fromfile(find_config(args.config) if args.config.startswith(PREFIX) else args.config)
     _check_custom_imports(cfg, args.config)
     for key in args.cfg_options:
         _check_option(key, cfg)
@@ -107,12 +109,53 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     _check_sections(cfg, args.config)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config.removeprefix(PREFIX)).stem}'
     if cfg.get('default_scope') == 'mmpretrain':
         for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(field):  # mmpretrain's own tools fill this in, its configs do not say it
                 cfg[field].setdefault('collate_fn', dict(type='default_collate'))
     return cfg
+
+
+def base_from(config: str, out: str) -> str:
+    """What ``_base_`` in the config ``out`` says to inherit from ``config``, a file or ``library::path``.
+
+    Raises:
+        UserError: If the file does not exist.
+    """
+    if '::' in config:
+        return config
+    if not os.path.isfile(config):
+        raise UserError(f'config {config} does not exist')
+    return os.path.relpath(config, os.path.dirname(os.path.abspath(out)))
+
+
+def read_base(title: str, base: str, temporary: Path) -> Config:
+    """The config that a new one inherits from, as ``_base_`` finds it from where the new one will stand.
+
+    Args:
+        title: What the user calls it.
+        base: Its path or name, as ``_base_`` takes it.
+        temporary: A file there, which is written.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    library, _, name = title.partition('::')
+    if name:
+        spec = find_spec(library)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f'config {title}: {library} is not installed')
+        configs = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
+        known = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
+        if known and f'{name.removesuffix(".py")}.py' not in known:
+            close = [f'{library}::{one}' for one in difflib.get_close_matches(name, known, n=3, cutoff=0)]
+            raise UserError(f'{library} has no config {name}; the nearest are {", ".join(close)}')
+    temporary.write_text(f'_base_ = {base!r}\n')
+    with clear_errors(f'config {title} cannot be inherited from'):
+        # A new-style config cannot be inherited from in this way; config_text says so.
+        new_style = not name and Config._is_lazy_import(title)
+        return Config.fromfile(title if new_style else temporary)
 
 
 def _check_custom_imports(cfg: Config, path: str) -> None:

@@ -59,6 +59,10 @@ COMMANDS = {
     r'mim (train|test) bnet_mm ': 'tests/test_wheel.py::test_mim_trains_and_tests',
     r'mim install ': 'not run: changes the environment; tests/test_wheel.py has pip wheel',
     r'torchrun ': 'tests/tools/test_scripts.py::test_strategies_in_two_processes',
+    # a user's own images and data
+    r'python tools/predict\.py ': 'tests/tools/test_predict.py::test_detector_finds_what_mmdet_does',
+    r'python tools/my_data\.py ': 'tests/tools/test_my_data.py::test_detectors',
+    r'python tools/train\.py my_config\.py': 'tests/tools/test_my_data.py::test_detectors',
     # pictures
     r'python tools/heatmap\.py ': 'tests/tools/test_heatmap.py::test_two_detectors_in_rows',
     r'python tools/taps\.py ': 'tests/tools/test_taps.py::test_table_and_picture',
@@ -100,8 +104,9 @@ COMMANDS = {
 
 # Names of files that are not in the repository: the user's, the hosts', or made by a command beside them.
 NOT_OURS = {
-    'ImageSets/Segmentation/aug.txt', 'aug.txt', 'bnet_mm/.mim', 'bnet_mm/.mim/tools', 'build_file_list.py',
-    'cityscapes.py', 'tools/data/ucf101', 'train.py', 'ucf101_*_split_1_videos.txt', 'voc_aug.py',
+    'ImageSets/Main/train.txt', 'ImageSets/Segmentation/aug.txt', 'aug.txt', 'bnet_mm/.mim', 'bnet_mm/.mim/tools',
+    'build_file_list.py', 'cityscapes.py', 'classes.txt', 'data.yaml', 'labelmap.txt', 'my_config.py',
+    'tools/data/ucf101', 'train.py', 'ucf101_*_split_1_videos.txt', 'voc_aug.py',
 }  # fmt: skip
 
 

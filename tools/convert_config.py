@@ -12,15 +12,12 @@ import environment  # noqa: F401  (first: is this the right Python?)
 # isort: split
 
 import argparse
-import difflib
-import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 
 from bnet_mm.checkpoint.convert import write_checkpoint
-from bnet_mm.cli import UserError, clear_errors, run_tool
+from bnet_mm.cli import UserError, base_from, clear_errors, read_base, run_tool
 from bnet_mm.engine.runner import build_model, load_complete
 from bnet_mm.files import check_target, written
 from bnet_mm.surgery import enhance
@@ -44,11 +41,7 @@ def main() -> None:
     with clear_errors('nothing was written'):
         for path in (args.out, new_checkpoint) if args.from_checkpoint else (args.out,):
             check_target(path)
-    if '::' not in args.config and not os.path.isfile(args.config):
-        raise UserError(f'config {args.config} does not exist')
-    base = args.config
-    if '::' not in base:
-        base = os.path.relpath(base, os.path.dirname(os.path.abspath(args.out)))
+    base = base_from(args.config, args.out)
     bnet = dict(k=args.k, where=args.where, dilation=args.dilation)
     stem = Path(args.out).stem
     with clear_errors('nothing was written'), written(args.out) as temporary:
@@ -76,24 +69,6 @@ def main() -> None:
             print(f'inherited from {args.config}: {key} = {value!r}; is it meant for this run, too?')
     if args.from_checkpoint:
         print(f'its figures must be those of {args.from_checkpoint}: python tools/test.py {args.out} {new_checkpoint}')
-
-
-def read_base(title: str, base: str, temporary: Path) -> Config:
-    """The config that the new one inherits from, as ``_base_`` finds it from where the new one will stand."""
-    library, _, name = title.partition('::')
-    if name and find_spec(library) is None:
-        raise UserError(f'config {title}: {library} is not installed')
-    if name:
-        configs = Path(find_spec(library).submodule_search_locations[0]) / '.mim' / 'configs'
-        known = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
-        if known and f'{name.removesuffix(".py")}.py' not in known:
-            close = [f'{library}::{one}' for one in difflib.get_close_matches(name, known, n=3, cutoff=0)]
-            raise UserError(f'{library} has no config {name}; the nearest are {", ".join(close)}')
-    temporary.write_text(f'_base_ = {base!r}\n')
-    with clear_errors(f'config {title} cannot be inherited from'):
-        # A new-style config cannot be inherited from in this way; config_text says so.
-        new_style = not name and Config._is_lazy_import(title)
-        return Config.fromfile(title if new_style else temporary)
 
 
 if __name__ == '__main__':

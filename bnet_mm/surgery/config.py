@@ -108,7 +108,8 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, check
         bnet = {name: value for name, value in bnet.items() if (name, value) != ('dilation', 1)}
         raise ValueError(
             f'{title} is a new-style config: write one that imports it by `with read_base()`, and there '
-            f"`from bnet_mm import WithBNET` and `model.update(type=WithBNET, base=model['type'], bnet={_call(bnet)})`"
+            '`from bnet_mm import WithBNET` and '
+            f"`model.update(type=WithBNET, base=model['type'], bnet={call_text(bnet)})`"
         )
     if not isinstance(model.get('type'), str):
         raise ValueError(f'config {title} has no model with a type')
@@ -124,8 +125,8 @@ def config_text(cfg: Config, title: str, base: str, bnet: dict, stem: str, check
     lines = [
         f'# {title} with BNET-{bnet["k"]} at {bnet["where"]!r}.',
         f'_base_ = {base!r}',
-        f'custom_imports = {_call(imports)}',
-        f'model = {_call(dict(type="WithBNET", base=model["type"], bnet=bnet))}',
+        f'custom_imports = {call_text(imports)}',
+        f'model = {call_text(dict(type="WithBNET", base=model["type"], bnet=bnet))}',
     ]
     if cfg.get('work_dir'):
         lines.append(f'work_dir = {os.path.join(os.path.dirname(cfg.work_dir.rstrip("/")), stem)!r}')
@@ -171,10 +172,17 @@ def _bnet_in(model: dict, place: str) -> str:
     return ''
 
 
-def _call(options: dict) -> str:
-    """A dict as configs write it: dict(k=3, where='C')."""
-    items = (f'{name}={_call(value) if isinstance(value, dict) else repr(value)}' for name, value in options.items())
-    return f'dict({", ".join(items)})'
+def call_text(value: Any) -> str:
+    """A value as configs write it: dict(k=3, where='C')."""
+    if isinstance(value, dict):
+        if all(str(name).isidentifier() for name in value):
+            return f'dict({", ".join(f"{name}={call_text(one)}" for name, one in value.items())})'
+        return f'{{{", ".join(f"{name!r}: {call_text(one)}" for name, one in value.items())}}}'
+    if isinstance(value, list):
+        return f'[{", ".join(map(call_text, value))}]'
+    if isinstance(value, tuple):
+        return f'({", ".join(map(call_text, value))}{"," * (len(value) == 1)})'
+    return repr(value)
 
 
 def _adapt_host(model: nn.Module) -> None:

@@ -6,9 +6,8 @@ from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnet_mm.cli import UserError, clear_errors
-from bnet_mm.engine.runner import build_model, load_complete
 from bnet_mm.layers import BNET
-from bnet_mm.visualization.inference import drawn, infer
+from bnet_mm.visualization.inference import drawn, infer, trained
 from bnet_mm.visualization.maps import default_layers, recorded_maps
 from bnet_mm.visualization.strips import Row, heat_picture
 
@@ -36,8 +35,7 @@ class Shown:
         if cfg.model.get('test_cfg') and cfg.model.test_cfg.get('mode') == 'slide':
             cfg.model.test_cfg.mode = 'whole'  # the maps of a window are not those of the picture
         self.name, self.cfg = name, cfg
-        self.model = build_model(cfg).eval()
-        self.meta = load_complete(self.model, checkpoint).get('meta', {}).get('dataset_meta') or {}
+        self.model, self.meta = trained(cfg, checkpoint)
         enhanced, stages = default_layers(self.model)
         self.layers = layers or [*enhanced, *stages]
         if not self.layers:
