@@ -62,7 +62,8 @@ def variant_rows(plan: Plan, results: Sequence[Result]) -> list[list[str]]:
             rows.append([name, '', '', '', count, ''])
             continue
         spread = [mean_and_deviation([value(result, of) for result in done]) for of in ('last', 'best', 'mean')]
-        rows.append([name, *spread, count, f'{statistics.fmean(result.seconds for result in done) / 60:.1f}'])
+        whole = [result.seconds for result in done if not result.resumed]
+        rows.append([name, *spread, count, f'{statistics.fmean(whole) / 60:.1f}' if whole else ''])
     return rows
 
 
