@@ -57,7 +57,7 @@ def train(plan: Plan, left: int, folder: Path, workers: int, console: Console) -
     with Progress(*columns, TextColumn('left:'), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(plan.name, total=left)
 
-        def report(result: Result, left: int) -> None:
+        def report(result: Result) -> None:
             outcome = f'{plan.metric} {result.last:.2f}' if result.status == DONE else f'failed: {result.status}'
             progress.console.print(f'{result.variant}, seed {result.seed}: {outcome}, {result.seconds:.0f} s')
             progress.advance(task)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -104,84 +105,107 @@ def still_to_run(plan: Plan) -> list[tuple[Variant, int]]:
     return [(variant, seed) for variant, seed in plan.runs() if (variant.name, seed) not in done]
 
 
-def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result, int], None]) -> None:
+def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result], None]) -> None:
     """Train what is not done; a run that fails is recorded and the others go on.
 
     Args:
         folder: For the work dirs. A run that was killed goes on from its last epoch there.
         workers: Runs at a time; they share the cores.
-        report: Called with each result and the number of runs that are left.
+        report: Called with each result.
 
     Raises:
         UserError: If a run starts from the weights of another plan's that are not there.
     """
-    waiting = still_to_run(plan)
-    for variant, seed in waiting:
-        if variant.weights:
-            trained_weights(folder, variant.weights, seed)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    jobs = [_prepare(plan, variant, seed, folder, threads) for variant, seed in still_to_run(plan)]
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_train, plan, variant, seed, folder, threads) for variant, seed in waiting]
+        futures = {pool.submit(_train, job): job for job in jobs}
         try:
-            for left, future in zip(reversed(range(len(futures))), as_completed(futures)):
-                result = future.result()
+            for future in as_completed(futures):
+                result = _result(plan, futures[future], future.result())
                 others = [one for one in read_results(plan.csv) if one.key != result.key]
                 write_results([*others, result], plan.csv)
-                report(result, left)
+                report(result)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _train(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int) -> Result:
+@dataclass(frozen=True)
+class _Job:
+    """A run to start. Made and evaluated by one thread: mmengine's reading of configs is not for several."""
+
+    variant: Variant
+    seed: int
+    digest: str
+    place: Path
+    command: list[str]
+    threads: int
+    resumed: int
+    lock: IO[str]
+
+
+class _Ended(NamedTuple):
+    code: int
+    seconds: float
+    cpu_seconds: float
+
+
+def _prepare(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int) -> _Job:
+    cfg = plan.config(variant, seed)
+    if variant.weights:
+        cfg.load_from = str(trained_weights(folder, variant.weights, seed))
     place = place_of(folder, plan.name, variant.name, seed)
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / 'lock', 'w') as lock:
-        # The training holds it too: where this program was killed alone, it goes on, and is waited for here.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        cfg = plan.config(variant, seed)
-        if variant.weights:
-            cfg.load_from = str(trained_weights(folder, variant.weights, seed))
-        config, work_dir = place / f'{place.parent.name}.py', place / 'run'
-        if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
-            shutil.rmtree(work_dir, ignore_errors=True)
-        with written(config) as temporary:
-            cfg.dump(temporary)
-        began_at = _epochs(work_dir)
-        resume = ['--resume'] if began_at else []
-        train = ['bash', str(TOOLS / 'dist_train.sh'), str(config), str(variant.processes)]
-        if variant.processes == 1:
-            train = [sys.executable, str(TOOLS / 'train.py'), str(config)]
-        start = time.monotonic()
-        with open(place / 'output.txt', 'w') as output:
-            process = subprocess.Popen(
-                [*train, '--work-dir', str(work_dir), *resume], stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, 'OMP_NUM_THREADS': str(max(1, threads // variant.processes))},
-                pass_fds=[lock.fileno()],
-            )  # fmt: skip
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - start
+    # The training holds it too: where this program was killed alone, it goes on, and is waited for here.
+    lock = open(place / 'lock', 'w')
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    config, work_dir = place / f'{place.parent.name}.py', place / 'run'
+    if config.exists() and Config.fromfile(config).to_dict() != cfg.to_dict():
+        shutil.rmtree(work_dir, ignore_errors=True)
+    with written(config) as temporary:
+        cfg.dump(temporary)
+    command = ['bash', str(TOOLS / 'dist_train.sh'), str(config), str(variant.processes)]
+    if variant.processes == 1:
+        command = [sys.executable, str(TOOLS / 'train.py'), str(config)]
+    epoch = _epochs(work_dir)
+    command += ['--work-dir', str(work_dir), *(['--resume'] if epoch else [])]
+    return _Job(variant, seed, plan.digest(variant), place, command, threads, epoch, lock)
+
+
+def _train(job: _Job) -> _Ended:
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(max(1, job.threads // job.variant.processes))}
+    start = time.monotonic()
+    with job.lock, open(job.place / 'output.txt', 'w') as output:
+        process = subprocess.Popen(
+            job.command, stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=[job.lock.fileno()]
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return _Ended(process.returncode, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+
+
+def _result(plan: Plan, job: _Job, ended: _Ended) -> Result:
     metrics: list[float] = []
     losses: list[float] = []
     problem = DONE
-    if process.returncode:
-        lines = (place / 'output.txt').read_text(errors='replace').split('\n')
+    if ended.code:
+        lines = (job.place / 'output.txt').read_text(errors='replace').split('\n')
         said = next((line for line in reversed(lines) if line.startswith('error: ')), None)
-        problem = said or f'exit code {process.returncode}'
+        problem = said or f'exit code {ended.code}'
     else:
-        run = read_run(work_dir)
+        run = read_run(job.place / 'run')
         metrics = [float(value) for value in run.metric(plan.metric).values]
         losses = epoch_losses(run)
         if not metrics:
             problem = f'no {plan.metric} was logged, there are {", ".join(run.metrics())}'
     return Result(
-        variant=variant.name, seed=seed, status=problem, config=plan.digest(variant),
+        variant=job.variant.name, seed=job.seed, status=problem, config=job.digest,
         last=metrics[-1] if metrics else float('nan'), best=max(metrics, default=float('nan')),
         metrics=' '.join(f'{value:.6g}' for value in metrics), losses=' '.join(f'{value:.6g}' for value in losses),
-        seconds=round(seconds, 1), cpu_seconds=round(usage.ru_utime + usage.ru_stime, 1), resumed=began_at,
-        threads=threads, device=_device(), torch=torch.__version__, bnet_mm=bnet_mm.__version__, revision=revision(),
-        date=date.today().isoformat(),
+        seconds=round(ended.seconds, 1), cpu_seconds=round(ended.cpu_seconds, 1), resumed=job.resumed,
+        threads=job.threads, device=_device(), torch=torch.__version__, bnet_mm=bnet_mm.__version__,
+        revision=revision(), date=date.today().isoformat(),
     )  # fmt: skip
 
 
