@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/experiments'), help='for logs and checkpoints (%(default)s)'
     )
-    parser.add_argument('--dry-run', action='store_true', help='print the runs that are left, and train nothing')
-    parser.add_argument('--report', action='store_true', help='print the tables of what is done, and train nothing')
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument('--dry-run', action='store_true', help='print the runs that are left, and train nothing')
+    only.add_argument('--report', action='store_true', help='print the tables of what is done, and train nothing')
     args = parser.parse_args()
     if args.workers < 1:
         raise UserError(f'--workers takes a number above 0, got {args.workers}')

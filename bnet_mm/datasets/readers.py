@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # mmpretrain's
+PICTURES = (*IMAGES, '.tiff', '.webp')  # what a user may have
 
 
 class Sample(NamedTuple):

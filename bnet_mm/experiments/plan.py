@@ -129,7 +129,7 @@ def read_plan(path: Path) -> Plan:
     _check(isinstance(given['variants'], dict), f'{where}: variants is a mapping of names', given['variants'])
     variants = {}
     for name, one in given['variants'].items():
-        one = one or {}
+        name, one = str(name), one or {}
         at = f'{where}, variant {name}'
         _check_fields(one, VARIANT_FIELDS, (), at)
         than, processes = one.get('than'), one.get('processes', 1)
@@ -139,11 +139,15 @@ def read_plan(path: Path) -> Plan:
         _check(base.is_file(), f'{at}: base is a config beside the plan', str(base))
         weights = one.get('weights')
         _check(weights is None or str(weights).count('/') == 1, f'{at}: weights is PLAN/VARIANT', weights)
-        variants[name] = Variant(str(name), base, one.get('options') or {}, than, weights, processes)
+        options = one.get('options') or {}
+        _check(isinstance(options, dict), f'{at}: options is a mapping of places in the config', options)
+        variants[name] = Variant(name, base, options, than, weights, processes)
+    _check(isinstance(given['claims'], list), f'{where}: claims is a list', given['claims'])
     claims = []
     for one in given['claims']:
         _check_fields(one, (*CLAIM_FIELDS, 'of'), CLAIM_FIELDS, f'{where}, claims')
         _check(one.get('of', 'last') in OF, f'{where}, claims: of is one of {", ".join(OF)}', one.get('of'))
+        _check(isinstance(one['printed'], (int, float)), f'{where}, claims: printed is a number', one['printed'])
         for side in ('variant', 'than'):
             _check(one[side] in variants, f'{where}, claims: {side} is one of {", ".join(variants)}', one[side])
         claims.append(Claim(**one))

@@ -11,6 +11,8 @@ import numpy as np
 from bnet_mm.experiments.paired import paired_difference
 from bnet_mm.experiments.plan import Plan
 from bnet_mm.experiments.runs import DONE, Result
+from bnet_mm.visualization.curves import mean_and_spread
+from bnet_mm.visualization.runs import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,9 +84,8 @@ def draw(plan: Plan, results: Sequence[Result]) -> Figure:
             lists = [list(map(float, getattr(result, column).split())) for result in done_of(results, name).values()]
             if not lists:
                 continue
-            curves = np.array(lists)
-            epochs = np.arange(1, curves.shape[1] + 1)
-            mean, spread = curves.mean(0), curves.std(0, ddof=1) if len(curves) > 1 else np.zeros(curves.shape[1])
+            curves = [Curve(np.arange(1, len(one) + 1), np.zeros(len(one)), np.array(one)) for one in lists]
+            epochs, mean, spread = mean_and_spread(curves, 'steps')
             axis.plot(epochs, mean, color=f'C{i % 10}', label=f'{name}, {len(curves)} seeds', marker='o', markersize=3)
             axis.fill_between(epochs, mean - spread, mean + spread, color=f'C{i % 10}', alpha=0.2, linewidth=0)
         axis.set(xlabel='epoch', ylabel=label)

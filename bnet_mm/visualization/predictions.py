@@ -14,11 +14,10 @@ import numpy as np
 from mmengine.config import Config
 
 from bnet_mm.cli import UserError
-from bnet_mm.datasets.readers import IMAGES, list_files
+from bnet_mm.datasets.readers import PICTURES, list_files
 from bnet_mm.files import written
 from bnet_mm.visualization.inference import class_name
 
-PICTURES = (*IMAGES, '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 WEBCAM_RATE = 10.0  # frames per second of what is recorded
 TOP = 5  # classes of a classifier or recogniser

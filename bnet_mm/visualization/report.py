@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import statistics
 from pathlib import Path
+from typing import Any
 
 import mmcv
 from mmengine.registry import DATASETS, DefaultScope
@@ -177,21 +178,25 @@ def confusion_section(first: dict[str, Run], out: Path) -> Section:
 
 def class_names(run: Run) -> list[str]:
     """Of the test data; none if it cannot be built."""
+    data = test_data(run)
+    return list(data.metainfo.get('classes') or []) if data else []
+
+
+def test_data(run: Run) -> Any:
+    """The data set of the run's test; None if its files are elsewhere."""
     try:
         with DefaultScope.overwrite_default_scope(run.scope):
-            return list(DATASETS.build(run.cfg.test_dataloader.dataset).metainfo.get('classes') or [])
+            data = DATASETS.build(run.cfg.test_dataloader.dataset)
+            len(data)  # reads the annotations of a lazy one
+            return data
     except Exception:  # whatever a data set raises whose files are elsewhere: the page does without
-        return []
+        return None
 
 
 def first_images(run: Run) -> list[str]:
     """The first files of the run's test data; none if they cannot be found."""
-    try:
-        with DefaultScope.overwrite_default_scope(run.scope):
-            data = DATASETS.build(run.cfg.test_dataloader.dataset)
-        found = [data.get_data_info(i) for i in range(min(HEATMAPS, len(data)))]
-    except Exception:  # whatever a data set raises whose files are elsewhere: the page does without
-        return []
+    data = test_data(run)
+    found = [data.get_data_info(i) for i in range(min(HEATMAPS, len(data)))] if data else []
     return [path for one in found if (path := one.get('img_path') or one.get('filename')) and Path(path).is_file()]
 
 

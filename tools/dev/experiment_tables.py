@@ -19,6 +19,7 @@ from bnet_mm.cli import UserError, run_tool
 from bnet_mm.experiments.plan import Plan, read_plan
 from bnet_mm.experiments.runs import DONE, Result, read_results
 from bnet_mm.experiments.tables import CLAIMS, VARIANTS, claim_rows, draw, variant_rows
+from bnet_mm.files import written
 from bnet_mm.visualization.figures import save
 
 FOLDER = ROOT / 'configs' / 'experiments'
@@ -35,7 +36,8 @@ def main() -> None:
     if args.check and new != old:
         raise UserError(f'{page.relative_to(ROOT)} is stale; run python tools/dev/experiment_tables.py')
     if not args.check:
-        page.write_text(new)
+        with written(page) as temporary:
+            temporary.write_text(new)
         for plan in plans(FOLDER):
             if results := read_results(plan.csv):
                 save(draw(plan, results), plan.path.with_suffix('.png'), dpi=80)

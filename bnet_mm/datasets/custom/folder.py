@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bnet_mm.datasets.readers import IMAGES, list_files, read_lines
+from bnet_mm.datasets.readers import PICTURES, list_files, read_lines
 from bnet_mm.messages import first_of
 
-SUFFIXES = (*IMAGES, '.tiff', '.webp')
 SPLITS = ('train', 'val', 'test')
 SPLIT_NAME = re.compile(r'(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])')
 
@@ -66,7 +65,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files = [os.path.normpath(file) for file in list_files(root, '.', '')]
-        self.images = self.ending(SUFFIXES)
+        self.images = self.ending(PICTURES)
 
     def ending(self, suffix: str | tuple[str, ...]) -> list[str]:
         return [file for file in self.files if file.lower().endswith(suffix)]
