@@ -34,11 +34,13 @@ class Backend(NamedTuple):
     device: The type of device whose tensors it takes.
     dtypes: The dtypes of maps that it takes.
     load: Registers the operators and returns a word on them; an ImportError or OSError says what is missing.
+    check: Called before the first use of a dtype and k; an ImportError says that their results are wrong here.
     """
 
     device: str
     dtypes: tuple[torch.dtype, ...]
     load: Callable[[], str]
+    check: Callable[[torch.dtype, int], None] | None = None
 
 
 def _load_cpp() -> str:
@@ -55,10 +57,16 @@ def _load_triton() -> str:
     return triton.load()
 
 
+def _check_triton(dtype: torch.dtype, k: int) -> None:
+    from bnet_mm.ops import triton
+
+    triton.check(dtype, k)
+
+
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # Triton's kernels in Python, on a CPU, for tests
 BACKENDS = {
     'cpp': Backend('cpu', CPP_DTYPES, _load_cpp),
-    'triton': Backend('cpu' if INTERPRETED else 'cuda', TRITON_DTYPES, _load_triton),
+    'triton': Backend('cpu' if INTERPRETED else 'cuda', TRITON_DTYPES, _load_triton, _check_triton),
 }
 
 
@@ -81,7 +89,14 @@ def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -
     if k not in KERNEL_SIZES or dilation != 1:
         return f'it takes k = {", ".join(map(str, KERNEL_SIZES))} without dilation, not k={k}, dilation={dilation}'
     available, text = load_backend(name)
-    return None if available else text
+    if not available:
+        return text
+    try:
+        if backend.check:
+            backend.check(dtype, k)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, and does not trace into it

@@ -53,3 +53,78 @@ def test_not_within_a_capture(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
     monkeypatch.setattr(launchers, 'forward', no_compiler)
     triton.try_kernel('cpu')
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """Triton's cache, as keys and names of files."""
+    files = set()
+
+    class Manager:
+        def __init__(self, key):
+            self.key = key
+
+        def has_file(self, name):
+            return (self.key, name) in files
+
+        def put(self, data, name):
+            files.add((self.key, name))
+
+    monkeypatch.setattr(triton, 'get_cache_manager', Manager)
+    return files
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('k', [1, 3, 5, 7])
+def test_first_use_is_checked_once(dtype, k, remembered):
+    with machine() as gpu, FakeTensorMode():
+        triton.check(dtype, k, 'cpu')
+        # moments, their join, forward; sums, their join, grad_x: in two layouts
+        assert len(gpu.launches) == 12 and len(remembered) == 1
+        triton.check(dtype, k, 'cpu')
+        assert len(gpu.launches) == 12
+
+
+@pytest.mark.parametrize('output', range(3))
+def test_first_use_with_wrong_gradients(output, remembered, monkeypatch):
+    original = launchers.norm_backward
+
+    def slightly_wrong(*args):
+        found = list(original(*args))
+        found[output] = found[output] * 1.001
+        return found
+
+    monkeypatch.setattr(launchers, 'norm_backward', slightly_wrong)
+    message = 'of torch.float32 and k=3 cannot run on cpu: their results are wrong'
+    with machine(), pytest.warns(RuntimeWarning, match=message), pytest.raises(ImportError, match=message):
+        triton.check(torch.float32, 3, 'cpu')
+    assert not remembered
+
+
+def test_check_is_left_out(remembered, monkeypatch):
+    monkeypatch.setattr(launchers, 'norm', no_compiler)
+    monkeypatch.setenv('BNET_MM_CHECK', '0')
+    triton.check(torch.float32, 3, 'cpu')
+    monkeypatch.delenv('BNET_MM_CHECK')
+    monkeypatch.setattr(triton, '_capturing', lambda: True)
+    triton.check(torch.float32, 3, 'cpu')
+    assert not remembered
+
+
+def test_a_dtype_that_is_wrong_runs_by_torch(monkeypatch):
+    """Of the others the kernels run; where the backend is named, it is an error."""
+
+    def check(dtype, k):
+        if dtype == torch.float16 and k == 7:
+            raise ImportError('their results are wrong')
+
+    monkeypatch.setitem(dispatch.BACKENDS, 'triton', dispatch.BACKENDS['triton']._replace(
+        device='cuda', load=lambda: '', check=check))  # fmt: skip
+    dispatch.forget()
+    try:
+        assert dispatch.choose('auto', 'cuda', torch.float16, 7, 1) == 'reference'
+        assert dispatch.choose('auto', 'cuda', torch.float16, 5, 1) == 'triton'
+        with pytest.raises(dispatch.BackendError, match='their results are wrong'):
+            dispatch.choose('triton', 'cuda', torch.float16, 7, 1)
+    finally:
+        dispatch.forget()
