@@ -2,7 +2,8 @@
 
 Trains what the plan says with tools/train.py, all variants of one seed before the next seed, and writes a line per run
 into the .csv file beside the plan. Typed again, it goes on: runs that are done are not repeated, one that was killed
-goes on from its last epoch, one that failed is tried again. Then, or with --report at any time, it prints the tables.
+goes on from its last epoch, one that failed is tried again; a run that a plan beside this one has too, with the same
+config and seed, is trained once. Then, or with --report at any time, it prints the tables.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> None:
     if args.dry_run:
         for variant, seed in waiting:
             print(f'{variant.name}, seed {seed}')
-    elif not args.report and waiting:
+    elif not args.report:
         train(plan, len(waiting), args.work_dir, args.workers, console)
     if not args.dry_run:
         results = read_results(plan.csv)

@@ -100,6 +100,8 @@ class Plan:
     def digest(self, variant: Variant) -> str:
         """Twelve digits that change with anything in the config of a variant but seed and folder of the data."""
         cfg = self.config(variant, 0).to_dict()
+        if variant.weights:
+            cfg['load_from'] = variant.weights
         for _, node in dicts_in(cfg):
             node.pop('data_root', None)
         text = json.dumps(cfg, sort_keys=True, default=str)

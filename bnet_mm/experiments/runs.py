@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -86,22 +86,40 @@ def write_results(results: list[Result], path: Path) -> None:
         writer.writerows(asdict(result) for result in sorted(results, key=lambda result: result.seed))
 
 
-def still_to_run(plan: Plan) -> list[tuple[Variant, int]]:
-    """The runs of a plan that are not done, in its order; those that failed are tried again.
+def finished(plan: Plan) -> list[Result]:
+    """Lines of the plan's runs that are done: of its own CSV file, and of those beside it.
+
+    A run of another plan with the same config, weights and seed is the same run, and is not trained twice.
 
     Raises:
-        UserError: If a line of the CSV file is of another config than the plan now has.
+        UserError: If a line of the plan's CSV file is of another config than the plan now has.
     """
     digests = {name: plan.digest(variant) for name, variant in plan.variants.items()}
-    done = set()
-    for result in read_results(plan.csv):
-        if result.status == DONE:
-            if digests.get(result.variant) != result.config:
-                raise UserError(
-                    f'{plan.csv} has a run of {result.variant} with other settings than {plan.path} has now: a changed '
-                    'plan is a new plan, give it a name of its own'
-                )
-            done.add(result.key)
+    own = [result for result in read_results(plan.csv) if result.status == DONE]
+    for result in own:
+        if digests.get(result.variant) != result.config:
+            raise UserError(
+                f'{plan.csv} has a run of {result.variant} with other settings than {plan.path} has now: a changed '
+                'plan is a new plan, give it a name of its own'
+            )
+    beside = {
+        (result.config, result.seed): result
+        for path in sorted(plan.path.parent.glob('*.csv'))
+        for result in read_results(path)
+        if result.status == DONE
+    }
+    done = {result.key for result in own}
+    shared = [
+        replace(beside[digests[variant.name], seed], variant=variant.name)
+        for variant, seed in plan.runs()
+        if (variant.name, seed) not in done and (digests[variant.name], seed) in beside
+    ]
+    return [*own, *shared]
+
+
+def still_to_run(plan: Plan) -> list[tuple[Variant, int]]:
+    """The runs of a plan that are not :func:`finished`, in its order; those that failed are tried again."""
+    done = {result.key for result in finished(plan)}
     return [(variant, seed) for variant, seed in plan.runs() if (variant.name, seed) not in done]
 
 
@@ -116,6 +134,10 @@ def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result], 
     Raises:
         UserError: If a run starts from the weights of another plan's that are not there.
     """
+    done = finished(plan)
+    failed = [result for result in read_results(plan.csv) if result.key not in {one.key for one in done}]
+    if done or failed:
+        write_results([*done, *failed], plan.csv)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     jobs = [_prepare(plan, variant, seed, folder, threads) for variant, seed in still_to_run(plan)]
     with ThreadPoolExecutor(workers) as pool:

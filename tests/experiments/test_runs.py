@@ -92,6 +92,24 @@ def test_changed_plan_is_refused(make_plan):
         still_to_run(plan)
 
 
+def test_a_run_of_two_plans_is_trained_once(make_plan, tmp_path):
+    """By config, weights and seed; the other plan's name of the variant does not matter, a failure is not shared."""
+    plan = make_plan(seeds=2, more='tuned: {than: BN, weights: first/BN}')
+    digests = {name: plan.digest(variant) for name, variant in plan.variants.items()}
+    beside = [
+        replace(RESULT, variant='plain', config=digests['BN'], last=7.0),
+        replace(RESULT, variant='plain', config=digests['BNET-3'], seed=1, status='exit code 1'),
+        replace(RESULT, variant='plain', config=digests['BNET-3'], seed=5),
+    ]
+    write_results(beside, tmp_path / 'beside.csv')
+    write_results([replace(RESULT, config='', status='exit code 1')], plan.csv)
+    left = [(variant.name, seed) for variant, seed in still_to_run(plan)]
+    assert left == [('BNET-3', 0), ('tuned', 0), ('BN', 1), ('BNET-3', 1), ('tuned', 1)]
+    with pytest.raises(UserError, match='first/BN, seed 0, was not trained'):
+        run_plan(plan, tmp_path / 'work', 1, report=lambda result: None)
+    assert read_results(plan.csv) == [replace(beside[0], variant='BN')]
+
+
 def test_weights_of_another_plan(make_plan, tmp_path):
     """The last checkpoint of the run with the same seed, also where the work dir was moved; nothing runs without it."""
     run_dir = place_of(tmp_path, 'first', 'BN, 4 images', 3) / 'run'
