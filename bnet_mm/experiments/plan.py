@@ -102,8 +102,11 @@ class Plan:
         cfg = self.config(variant, 0).to_dict()
         if variant.weights:
             cfg['load_from'] = variant.weights
+        roots = sorted(filter(None, {node.pop('data_root', None) for _, node in dicts_in(cfg)}))
         for _, node in dicts_in(cfg):
-            node.pop('data_root', None)
+            for name, value in node.items():
+                for root in roots if isinstance(value, str) else ():
+                    node[name] = value.removeprefix(f'{root.rstrip("/")}/')  # an evaluator's ann_file, for one
         text = json.dumps(cfg, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

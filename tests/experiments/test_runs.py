@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from bnet_mm.cli import UserError
 from bnet_mm.experiments.runs import (
@@ -120,6 +121,22 @@ def test_weights_of_another_plan(make_plan, tmp_path):
     with pytest.raises(UserError, match='first/BN, seed 0, was not trained in .*: run the plan first.yml first'):
         run_plan(plan, tmp_path, 1, report=lambda result: None)
     assert read_results(plan.csv) == []
+
+
+def test_a_gpu_does_not_wait_for_images(make_plan, tmp_path, monkeypatch):
+    """Processes read ahead for it; it is a run of the same plan."""
+    plan, start = make_plan(), subprocess.Popen
+    digests = {plan.digest(variant) for variant in plan.variants.values()}
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    monkeypatch.setattr(subprocess, 'Popen', lambda command, **kwargs: start(['false'], **kwargs))
+    run_plan(plan, tmp_path / 'work', 1, report=lambda result: None)
+    results = read_results(plan.csv)
+    assert {(result.device, result.status) for result in results} == {('a GPU', 'exit code 1')}
+    assert {result.config for result in results} == digests
+    for config in (tmp_path / 'work').rglob('*.py'):
+        cfg = Config.fromfile(config)
+        assert cfg.train_dataloader.num_workers == cfg.val_dataloader.num_workers == 4
 
 
 def test_wrong_arguments(tmp_path):
