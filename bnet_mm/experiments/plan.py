@@ -98,10 +98,12 @@ class Plan:
         return cfg
 
     def digest(self, variant: Variant) -> str:
-        """Twelve digits that change with anything in the config of a variant but seed and folder of the data."""
+        """Twelve digits that change with anything that a variant says but its seed and the folder of the data."""
         cfg = self.config(variant, 0).to_dict()
         if variant.weights:
             cfg['load_from'] = variant.weights
+        if variant.processes > 1:
+            cfg['processes'] = variant.processes
         roots = sorted(filter(None, {node.pop('data_root', None) for _, node in dicts_in(cfg)}))
         for _, node in dicts_in(cfg):
             for name, value in node.items():
