@@ -205,7 +205,8 @@ def _read_ahead(cfg: Config) -> None:
 
 
 def _train(job: _Job) -> _Ended:
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(max(1, job.threads // job.variant.processes))}
+    threads = max(1, job.threads // job.variant.processes)
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHON': sys.executable}  # PYTHON: dist_train.sh's
     start = time.monotonic()
     with job.lock, open(job.place / 'output.txt', 'w') as output:
         process = subprocess.Popen(
