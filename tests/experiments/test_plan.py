@@ -69,7 +69,9 @@ def test_digest_changes_with_any_setting_but_not_with_the_seed(make_plan, tmp_pa
     assert before['BN'] != before['BNET-3']
     again = make_plan(seeds=2)
     assert {name: again.digest(variant) for name, variant in again.variants.items()} == before
-    more = make_plan(more='plain: {}\n  first: {weights: first/BN}\n  second: {weights: second/BN}\n  two: {processes: 2}')
+    more = make_plan(
+        more='plain: {}\n  first: {weights: first/BN}\n  second: {weights: second/BN}\n  two: {processes: 2}'
+    )
     digests = {name: more.digest(variant) for name, variant in more.variants.items()}
     assert digests['plain'] == before['BN'] and len({digests[name] for name in ('BN', 'first', 'second', 'two')}) == 4
     base = tmp_path / 'base.py'
