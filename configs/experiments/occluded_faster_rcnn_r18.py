@@ -1,5 +1,5 @@
 # Faster R-CNN with ResNet-18 of a quarter of the width and FPN of 32 channels, from scratch, on generated shapes that
-# cover each other; 128 pixels. OCCLUDED names their folder, see README.md here.
+# cover each other; 128 pixels. OCCLUDED names their folder, see detection.yml.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['bnet_mm', 'bnet_mm.host.compat'], allow_failed_imports=False)
 
