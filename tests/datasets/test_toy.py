@@ -53,7 +53,7 @@ def test_coco_has_crowds_and_empty_images(data):
 
 
 def test_occluded_objects_cover_each_other_and_are_cut_off(data):
-    """Of its outline an object shows less than in the other layout, more of them touch the border."""
+    """There are more of them than in the other layout, each shows less of itself, and half of them touch the border."""
     coco_api = pytest.importorskip('pycocotools.coco')
 
     def objects(layout):
@@ -61,10 +61,10 @@ def test_occluded_objects_cover_each_other_and_are_cut_off(data):
         found = [one for one in coco.anns.values() if not one['iscrowd']]
         boxes = np.array([one['bbox'] for one in found])
         at_border = (boxes[:, :2] <= 0).any(1) | (boxes[:, :2] + boxes[:, 2:] >= 64).any(1)
-        return len(found), float(np.median([one['area'] for one in found])), at_border.mean()
+        return len(found), float(np.mean([one['area'] for one in found])), at_border.mean()
 
     (few, whole, inside), (many, parts, cut) = objects('coco'), objects('coco_occluded')
-    assert many > 1.7 * few and parts < 0.8 * whole and cut > inside + 0.1
+    assert many > 2 * few and parts < 0.9 * whole and cut > 0.4 > inside
 
 
 def test_run_lengths_are_cocos():
