@@ -91,7 +91,7 @@ def test_digest_is_not_that_of_a_folder(make_plan, tmp_path):
     assert digest('here', 'val.json') == digest('/over/there/', 'val.json') != digest('here', 'train.json')
 
 
-FEW = ('detection', 'imagenette_resnet', 'small_batch', 'transfer')
+FEW = ('detection', 'imagenette_resnet', 'transfer')
 BUILT = [pytest.param(path, id=path.stem, marks=() if path.stem in FEW else pytest.mark.configs) for path in PLANS]
 
 
