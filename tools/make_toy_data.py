@@ -3,6 +3,7 @@
 All show shapes on textured backgrounds, so that small models can learn them.
 coco: instances (polygons, areas, boxes of what is visible; some images with a crowd, some with nothing) in
     train2017/, val2017/ and annotations/instances_{train,val}2017.json.
+coco_occluded: the same with more shapes, which cover each other and are cut off by the border.
 cityscapes: leftImg8bit/ and gtFine/*_labelTrainIds.png, one city each in train/ and val/.
 voc: VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, SegmentationClassAug/ and the lists train, aug, val.
 ucf101: videos/<class>/v_<class>_gXX_cYY.avi of moving shapes; the official lists in ucfTrainTestlist/, and those that

@@ -40,13 +40,19 @@ def visible_annotation(mask: np.ndarray) -> dict | None:
     return dict(segmentation=polygons, area=int(mask.sum()), bbox=[x, y, w, h], iscrowd=0)
 
 
-def draw_shapes(rng: np.random.Generator, size: int, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """An image (size, size, 3), and which shape each pixel shows (size, size), from 1; 0 for the background."""
+def draw_shapes(
+    rng: np.random.Generator, size: int, labels: Labels, margin: float = 0.7
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (size, size, 3), and which shape each pixel shows (size, size), from 1; 0 for the background.
+
+    Args:
+        margin: How far from the border a shape's centre is at least, in its radii; with 0 half of it may be cut off.
+    """
     image = textured_background(rng, size)
     owner = np.zeros((size, size), np.uint8)
     for number, label in enumerate(labels, 1):
         radius = rng.uniform(size * 0.1, size * 0.24)
-        centre = rng.uniform(radius * 0.7, size - radius * 0.7, 2)
+        centre = rng.uniform(radius * margin, size - radius * margin, 2)
         draw_shape(rng, image, owner, number, outline(rng, CLASSES[label], radius) + centre)
     return image, owner
 
@@ -61,9 +67,9 @@ def draw_shape(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray, n
     owner[area == 1] = number
 
 
-def random_labels(rng: np.random.Generator) -> np.ndarray:
-    """Two to four classes."""
-    return rng.integers(0, len(CLASSES), rng.integers(2, 5))
+def random_labels(rng: np.random.Generator, least: int = 2, most: int = 4) -> np.ndarray:
+    """Classes of ``least`` to ``most`` shapes."""
+    return rng.integers(0, len(CLASSES), rng.integers(least, most + 1))
 
 
 def run_lengths(mask: np.ndarray) -> dict:
@@ -89,20 +95,29 @@ def coco_annotations(owner: np.ndarray, labels: Labels, crowd: bool) -> list[dic
     return annotations
 
 
-def write_coco(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    """Of sixteen images, one has a crowd and one nothing."""
+def write_coco(
+    root: Path, counts: dict[str, int], size: int, seed: int, shapes: tuple[int, int] = (2, 4), margin: float = 0.7
+) -> None:
+    """Of sixteen images, one has a crowd and one nothing; the others have ``shapes``, least and most of them."""
     for split, count in counts.items():
-        write_coco_split(root, split, count, size, split_generator(seed, split))
+        write_coco_split(root, split, count, size, split_generator(seed, split), shapes, margin)
 
 
-def write_coco_split(root: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
+def write_coco_occluded(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """As :func:`write_coco`, with six to ten shapes an image, which cover each other, cut off by the border."""
+    write_coco(root, counts, size, seed, shapes=(6, 10), margin=0.0)
+
+
+def write_coco_split(
+    root: Path, split: str, count: int, size: int, rng: np.random.Generator, shapes: tuple[int, int], margin: float
+) -> None:
     folder = root / f'{split}2017'
     folder.mkdir(parents=True)
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id in range(1, count + 1):
-        labels: Labels = [] if image_id % 16 == 15 else random_labels(rng)
-        image, owner = draw_shapes(rng, size, labels)
+        labels: Labels = [] if image_id % 16 == 15 else random_labels(rng, *shapes)
+        image, owner = draw_shapes(rng, size, labels, margin)
         found = coco_annotations(owner, labels, crowd=image_id % 16 == 7)
         name = f'{image_id:06d}.jpg'
         cv2.imwrite(str(folder / name), image)
@@ -217,5 +232,6 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 LAYOUTS = dict(
-    coco=write_coco, cityscapes=write_cityscapes, voc=write_voc, ucf101=write_ucf101, imagenet=write_imagenet
-)
+    coco=write_coco, coco_occluded=write_coco_occluded, cityscapes=write_cityscapes, voc=write_voc,
+    ucf101=write_ucf101, imagenet=write_imagenet,
+)  # fmt: skip

@@ -98,12 +98,17 @@ class Plan:
         return cfg
 
     def digest(self, variant: Variant) -> str:
-        """Twelve digits that change with anything in the config of a variant but seed and folder of the data."""
+        """Twelve digits that change with anything that a variant says but its seed and the folder of the data."""
         cfg = self.config(variant, 0).to_dict()
         if variant.weights:
             cfg['load_from'] = variant.weights
+        if variant.processes > 1:
+            cfg['processes'] = variant.processes
+        roots = sorted(filter(None, {node.pop('data_root', None) for _, node in dicts_in(cfg)}))
         for _, node in dicts_in(cfg):
-            node.pop('data_root', None)
+            for name, value in node.items():
+                for root in roots if isinstance(value, str) else ():
+                    node[name] = value.removeprefix(f'{root.rstrip("/")}/')  # an evaluator's ann_file, for one
         text = json.dumps(cfg, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -38,7 +38,8 @@ class Result:
 
     status: 'done', or why it failed.
     config: Plan.digest of its variant.
-    metrics, losses: Of every epoch, the mean of the logged losses; separated by spaces.
+    metrics, losses: Of every epoch, the mean of the logged losses; separated by spaces. Metrics are in percent, also
+        those of COCO, which are logged as shares.
     seconds, cpu_seconds: Of the process; of a run that was killed, of the process that ended it.
     resumed: The epoch from which that process went on; 0 for a run that was never killed.
     """
@@ -177,6 +178,8 @@ def _prepare(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int
     cfg = plan.config(variant, seed)
     if variant.weights:
         cfg.load_from = str(trained_weights(folder, variant.weights, seed))
+    if torch.cuda.is_available():
+        _read_ahead(cfg)
     place = place_of(folder, plan.name, variant.name, seed)
     place.mkdir(parents=True, exist_ok=True)
     # The training holds it too: where this program was killed alone, it goes on, and is waited for here.
@@ -195,8 +198,15 @@ def _prepare(plan: Plan, variant: Variant, seed: int, folder: Path, threads: int
     return _Job(variant, seed, plan.digest(variant), place, command, threads, epoch, lock)
 
 
+def _read_ahead(cfg: Config) -> None:
+    """Images are read by processes of their own, so that a GPU need not wait; on a CPU they would only take turns."""
+    for name in ('train_dataloader', 'val_dataloader'):
+        cfg[name].update(num_workers=4, persistent_workers=True)
+
+
 def _train(job: _Job) -> _Ended:
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(max(1, job.threads // job.variant.processes))}
+    threads = max(1, job.threads // job.variant.processes)
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHON': sys.executable}  # PYTHON: dist_train.sh's
     start = time.monotonic()
     with job.lock, open(job.place / 'output.txt', 'w') as output:
         process = subprocess.Popen(
@@ -217,7 +227,8 @@ def _result(plan: Plan, job: _Job, ended: _Ended) -> Result:
         problem = said or f'exit code {ended.code}'
     else:
         run = read_run(job.place / 'run')
-        metrics = [float(value) for value in run.metric(plan.metric).values]
+        unit = 100 if plan.metric.startswith('coco/') else 1
+        metrics = [unit * float(value) for value in run.metric(plan.metric).values]
         losses = epoch_losses(run)
         if not metrics:
             problem = f'no {plan.metric} was logged, there are {", ".join(run.metrics())}'

@@ -95,9 +95,10 @@ class BiRealResNet(ResNet):
         out_indices: Which stages' outputs to return.
         frozen_stages, norm_eval: As in mmpretrain's ResNet.
         init_cfg: Initialisation; None for that of mmpretrain's ResNet.
+        base_channels: Channels of the stem and of the first stage.
 
     Shapes:
-        input (N, 3, H, W); output a tuple of (N, 64 * 2^i, H / 2^(i+2), W / 2^(i+2)) for the stages i.
+        input (N, 3, H, W); output a tuple of (N, base_channels * 2^i, H / 2^(i+2), W / 2^(i+2)) for the stages i.
     """
 
     arch_settings = {18: (BiRealBlock, (2, 2, 2, 2)), 34: (BiRealBlock, (3, 4, 6, 3))}
@@ -110,10 +111,13 @@ class BiRealResNet(ResNet):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        base_channels: int = 64,
     ) -> None:
         options = {} if init_cfg is None else dict(init_cfg=init_cfg)
         super().__init__(
             depth,
+            stem_channels=base_channels,
+            base_channels=base_channels,
             norm_cfg=norm_cfg or dict(type='BN'),
             out_indices=out_indices,
             frozen_stages=frozen_stages,

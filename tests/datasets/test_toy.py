@@ -6,7 +6,7 @@ import pytest
 from helpers.hosts import import_host_models
 from helpers.tools import call_tool
 
-LAYOUTS = ['coco', 'cityscapes', 'voc', 'ucf101', 'imagenet']
+LAYOUTS = ['coco', 'coco_occluded', 'cityscapes', 'voc', 'ucf101', 'imagenet']
 
 
 def make(layout, folder, *options):
@@ -50,6 +50,21 @@ def test_coco_has_crowds_and_empty_images(data):
         x, y, w, h = annotation['bbox']
         assert mask[y : y + h, x : x + w].sum() == mask.sum() and mask[y : y + h, x].any() and mask[y, x : x + w].any()
     assert any(not coco.getAnnIds(imgIds=image) for image in coco.getImgIds())
+
+
+def test_occluded_objects_cover_each_other_and_are_cut_off(data):
+    """There are more of them than in the other layout, each shows less of itself, and half of them touch the border."""
+    coco_api = pytest.importorskip('pycocotools.coco')
+
+    def objects(layout):
+        coco = coco_api.COCO(str(data / layout / 'annotations/instances_train2017.json'))
+        found = [one for one in coco.anns.values() if not one['iscrowd']]
+        boxes = np.array([one['bbox'] for one in found])
+        at_border = (boxes[:, :2] <= 0).any(1) | (boxes[:, :2] + boxes[:, 2:] >= 64).any(1)
+        return len(found), float(np.mean([one['area'] for one in found])), at_border.mean()
+
+    (few, whole, inside), (many, parts, cut) = objects('coco'), objects('coco_occluded')
+    assert many > 2 * few and parts < 0.9 * whole and cut > 0.4 > inside
 
 
 def test_run_lengths_are_cocos():

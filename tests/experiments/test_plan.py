@@ -11,6 +11,7 @@ from mmengine.runner import set_random_seed
 from bnet_mm.cli import UserError
 from bnet_mm.experiments.plan import read_plan
 from bnet_mm.experiments.runs import DONE, read_results
+from helpers.hosts import import_host_models
 from helpers.paths import REPO
 
 PLANS = sorted(REPO.glob('configs/experiments/*.yml'))
@@ -68,27 +69,39 @@ def test_digest_changes_with_any_setting_but_not_with_the_seed(make_plan, tmp_pa
     assert before['BN'] != before['BNET-3']
     again = make_plan(seeds=2)
     assert {name: again.digest(variant) for name, variant in again.variants.items()} == before
-    more = make_plan(more='plain: {}\n  first: {weights: first/BN}\n  second: {weights: second/BN}')
+    more = make_plan(
+        more='plain: {}\n  first: {weights: first/BN}\n  second: {weights: second/BN}\n  two: {processes: 2}'
+    )
     digests = {name: more.digest(variant) for name, variant in more.variants.items()}
-    assert digests['plain'] == before['BN'] and len({digests[name] for name in ('BN', 'first', 'second')}) == 3
+    assert digests['plain'] == before['BN'] and len({digests[name] for name in ('BN', 'first', 'second', 'two')}) == 4
     base = tmp_path / 'base.py'
     base.write_text(base.read_text().replace('batch_size=4', 'batch_size=2'))
     assert all(again.digest(variant) != before[name] for name, variant in again.variants.items())
 
 
-FEW = ('imagenette_resnet', 'transfer')
+def test_digest_is_not_that_of_a_folder(make_plan, tmp_path):
+    plan, base = make_plan(), tmp_path / 'base.py'
+    text = base.read_text()
+
+    def digest(folder, file):
+        moved = text.replace(f"'{tmp_path / 'data'}'", repr(folder))
+        base.write_text(f'{moved}\nval_evaluator = dict(ann_file=data_root.rstrip("/") + "/{file}")')
+        return plan.digest(plan.variants['BN'])
+
+    assert digest('here', 'val.json') == digest('/over/there/', 'val.json') != digest('here', 'train.json')
+
+
+FEW = ('detection', 'imagenette_resnet', 'transfer')
 BUILT = [pytest.param(path, id=path.stem, marks=() if path.stem in FEW else pytest.mark.configs) for path in PLANS]
 
 
 @pytest.mark.parametrize('path', BUILT)
 def test_committed_plans_build_and_share_their_start(path):
     """Every variant of a plan, and that all convolutions and the classifier start as in what it is compared with."""
-    pytest.importorskip('mmpretrain')
-    import mmpretrain.models  # noqa: F401
-
     plan = read_plan(path)
     for variant in plan.variants.values():
         cfg = plan.config(variant, seed=3)
+        import_host_models(cfg.default_scope)
         init_default_scope(cfg.default_scope)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             hook = cfg.custom_hooks[-1]
@@ -104,7 +117,7 @@ def test_committed_plans_build_and_share_their_start(path):
             convolutions = [name for name, value in start.state_dict().items() if value.dim() in (2, 4)]
             shared = {name: start.state_dict()[name] for name in convolutions}
             assert len(shared) > 15 and not set(shared) - set(model.state_dict())
-            assert model(image)[0].shape == start(image)[0].shape
+            assert model.eval().extract_feat(image)[0].shape == start.eval().extract_feat(image)[0].shape
             assert plan.config(plan.variants[variant.than], 3).model == hook.start
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from bnet_mm.cli import UserError
 from bnet_mm.experiments.runs import (
@@ -120,6 +121,45 @@ def test_weights_of_another_plan(make_plan, tmp_path):
     with pytest.raises(UserError, match='first/BN, seed 0, was not trained in .*: run the plan first.yml first'):
         run_plan(plan, tmp_path, 1, report=lambda result: None)
     assert read_results(plan.csv) == []
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The runs that were started, as keyword arguments of Popen by command; they fail at once."""
+    found, start = {}, subprocess.Popen
+
+    def fail(command, **kwargs):
+        found[' '.join(command)] = kwargs
+        return start(['false'], **kwargs)
+
+    monkeypatch.setattr(subprocess, 'Popen', fail)
+    return found
+
+
+def test_a_gpu_does_not_wait_for_images(make_plan, tmp_path, monkeypatch, started):
+    """Processes read ahead for it; it is a run of the same plan."""
+    plan = make_plan()
+    digests = {plan.digest(variant) for variant in plan.variants.values()}
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    run_plan(plan, tmp_path / 'work', 1, report=lambda result: None)
+    results = read_results(plan.csv)
+    assert {(result.device, result.status) for result in results} == {('a GPU', 'exit code 1')}
+    assert {result.config for result in results} == digests
+    for config in (tmp_path / 'work').rglob('*.py'):
+        cfg = Config.fromfile(config)
+        assert cfg.train_dataloader.num_workers == cfg.val_dataloader.num_workers == 4
+
+
+def test_a_variant_of_two_processes(make_plan, tmp_path, monkeypatch, started):
+    """They share the cores, and have the Python of the tool whichever is active."""
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(6))
+    run_plan(make_plan(more='two: {processes: 2}'), tmp_path / 'work', 1, report=lambda result: None)
+    found = [(command, kwargs['env']) for command, kwargs in started.items() if 'seed0' in command]
+    assert [environment['OMP_NUM_THREADS'] for _, environment in found] == ['6', '6', '3']
+    command, environment = found[-1]
+    assert 'dist_train.sh' in command and '/two.py 2 --work-dir' in command
+    assert environment['PYTHON'] == sys.executable
 
 
 def test_wrong_arguments(tmp_path):

@@ -58,11 +58,12 @@ def test_bireal_block_has_a_shortcut_around_each_convolution(stride):
     torch.testing.assert_close(block(x), norm_of(block.conv2(middle), block.bn2) + middle)
 
 
-def test_bireal_resnet():
-    model = BiRealResNet(depth=18, out_indices=(0, 1, 2, 3))
+@pytest.mark.parametrize('base_channels', [64, 16])
+def test_bireal_resnet(base_channels):
+    model = BiRealResNet(depth=18, out_indices=(0, 1, 2, 3), base_channels=base_channels)
     model.init_weights()
     outputs = model(torch.randn(2, 3, 64, 64))
-    assert [tuple(y.shape) for y in outputs] == [(2, 64 * 2**i, 16 >> i, 16 >> i) for i in range(4)]
+    assert [tuple(y.shape) for y in outputs] == [(2, base_channels * 2**i, 16 >> i, 16 >> i) for i in range(4)]
     binary = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
     assert binary == [f'layer{i}.{j}.conv{k}' for i in (1, 2, 3, 4) for j in (0, 1) for k in (1, 2)]
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
