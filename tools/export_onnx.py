@@ -19,9 +19,7 @@ import environment  # noqa: F401  (first: is this the right Python?)
 
 import argparse
 
-from mmengine.config import DictAction
-
-from bnet_mm.cli import UserError, clear_errors, load_config, run_tool
+from bnet_mm.cli import Options, UserError, clear_errors, load_config, run_tool
 from bnet_mm.engine.export import Exported, Preparation, check_packages, export_checked
 from bnet_mm.engine.quantisation import quantise
 from bnet_mm.engine.runner import build_model, load_complete
@@ -44,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         '--int8', action='store_true', help='quantised by half of --images; the change on the other half is printed'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
     if min(args.shape) < 1:

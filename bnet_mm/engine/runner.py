@@ -19,7 +19,7 @@ from torch import nn
 
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
-from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.cli import UserError, check_file, clear_errors
 from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
 from bnet_mm.messages import first_of
@@ -69,6 +69,8 @@ def resume_from(cfg: Config, resume: str | None) -> None:
     """Set up ``--resume`` (the latest checkpoint in the work dir) or ``--resume CHECKPOINT``."""
     if resume is None:
         return
+    if resume != 'auto' and '://' not in resume:
+        check_file('checkpoint', resume)
     if resume == 'auto':
         latest = find_latest_checkpoint(cfg.work_dir)
         if latest is None:

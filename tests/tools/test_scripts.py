@@ -30,7 +30,8 @@ def test_two_processes_without_gpu(shapes, trained, tmp_path):
 @pytest.mark.parametrize('tool, arguments, entry', [
     ('slurm_train.sh', ['part', 'job', DEMO, '16', '--amp'],
      ['train.py', DEMO, '--launcher', 'slurm', '--amp']),
-    ('slurm_test.sh', ['part', 'job', DEMO, 'CKPT', '4'], ['test.py', DEMO, 'CKPT', '--launcher', 'slurm']),
+    ('slurm_test.sh', ['part', 'job', DEMO, 'https://host/a.pth', '4'],
+     ['test.py', DEMO, 'https://host/a.pth', '--launcher', 'slurm']),
 ])  # fmt: skip
 def test_slurm_scripts_ask_for_the_right_job(tmp_path, tool, arguments, entry):
     """With a stand-in for srun: what is asked for and what would run on the nodes."""
