@@ -26,12 +26,12 @@ typed() {
 [ -e "$FOLDER" ] || typed "git clone --quiet '$REPOSITORY' '$FOLDER'"
 cd "$FOLDER"
 echo "in $FOLDER"
-exec > >(tee newcomer.log) 2>&1
 # The first block of the section: the two commands, and the one that activates the environment.
 mapfile -t COMMANDS < <(sed -n '/^## Two commands/,/^## /{/^```bash/,/^```/{/^```/!p}}' README.md)
 [ ${#COMMANDS[@]} -gt 0 ] || fail "README.md has no commands in its section 'Two commands'"
 for command in "${COMMANDS[@]}"; do typed "$command"; done
-PAGE=$(sed -n 's/^the page, for a browser: //p' newcomer.log | tail -n 1)
+PAGE=$({ find work_dirs/demo -path '*/page/index.html' -printf '%T@ %p\n' 2>/dev/null || true; } | sort -n | tail -n 1)
+PAGE=${PAGE#* }  # without its time
 [ -n "$PAGE" ] && grep -q '<img' "$PAGE" ||
     { echo "error: the demo left no page with pictures: ${PAGE:-none}" >&2; exit 1; }
 

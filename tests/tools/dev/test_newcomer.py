@@ -23,8 +23,9 @@ bash tests.sh
 bash more.sh
 ```
 """
+PAGE = 'work_dirs/demo/shapes/page'
 SCRIPTS = {
-    'demo.sh': 'mkdir -p page; echo "<img>" >page/index.html; echo "the page, for a browser: page/index.html"',
+    'demo.sh': f'mkdir -p {PAGE}; echo "<img>" >{PAGE}/index.html',
     'tests.sh': 'true', 'more.sh': 'echo "more: $1"',
     'tests/helpers/newcomer.py': 'import sys\nprint("bash more.sh \'a b\'", "not typed: pip x (why)", sep="\\n")',
 }  # fmt: skip
@@ -61,13 +62,13 @@ def test_types_and_checks(type_in, tmp_path):
     typed = ['bash demo.sh     # makes a page', 'bash tests.sh', "bash more.sh 'a b'"]
     assert done.returncode == 0 and [line[2:] for line in lines if line.startswith('$ ')][1:] == typed, done.stderr
     assert 'more: a b' in lines and 'not typed: pip x (why)' in lines
-    assert lines[-1].endswith(f'{tmp_path}/clone/page/index.html') and '[0 s] bash tests.sh' in lines
+    assert lines[-1].endswith(f'{tmp_path}/clone/{PAGE}/index.html') and '[0 s] bash tests.sh' in lines
 
 
 @pytest.mark.parametrize('changed, message', [
     ({'tests.sh': 'exit 3'}, 'error: this failed after 0 s: bash tests.sh'),
     ({'demo.sh': 'true'}, 'error: the demo left no page with pictures: none'),
-    ({'demo.sh': 'touch p; echo "the page, for a browser: p"'}, 'error: the demo left no page with pictures: p'),
+    ({'demo.sh': f'mkdir -p {PAGE}; touch {PAGE}/index.html'}, f'no page with pictures: {PAGE}/index.html'),
     ({'more.sh': 'exit 1'}, "error: this failed after 0 s: bash more.sh 'a b'"),
     ({'tests/helpers/newcomer.py': 'raise SystemExit(1)'}, 'error: no commands of the other sections'),
     ({'README.md': '# Nothing\n'}, "error: README.md has no commands in its section 'Two commands'"),
