@@ -92,13 +92,14 @@ class Options(DictAction):
 def common_arguments(description: str) -> argparse.ArgumentParser:
     """The options that training and testing share, as OpenMMLab users know them."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or library::path')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
         help='override config values, for instance model.backbone.bnet.k=7 train_dataloader.batch_size=4',
     )  # fmt: skip
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='job launcher (none)')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 

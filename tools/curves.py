@@ -23,7 +23,7 @@ from bnet_mm.visualization.runs import grouped, read_run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', metavar='WORK_DIR', nargs='+', type=Path, help='work dir of tools/train.py')
-    parser.add_argument('--metric', help='metric to draw, such as coco/bbox_mAP_50')
+    parser.add_argument('--metric', help='metric to draw, such as coco/bbox_mAP_50 (the first)')
     parser.add_argument('--out', type=Path, default=Path('curves'), help='folder for the files (curves)')
     args = parser.parse_args()
     groups = grouped([read_run(folder) for folder in args.runs])

@@ -24,7 +24,7 @@ from bnet_mm.visualization.strips import strip
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or library::path')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file; must hold every tensor of the model')
     parser.add_argument(
         'images', metavar='IMAGES', nargs='+', help='images, folders or patterns; of recognisers, videos'
@@ -36,7 +36,9 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), help='folder for the strips (heatmaps)')
     parser.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='another model, in rows below')
-    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
     return parser.parse_args()
 
 

@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('predictions'), help='folder for the pictures (predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='T', help='least score of an object (0.3)')
     parser.add_argument('--json', action='store_true', help='write the predictions as numbers, too')
-    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
 

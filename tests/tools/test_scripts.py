@@ -79,10 +79,16 @@ def test_strategies_in_two_processes(tmp_path):
     pytest.importorskip('mmdet')
     data = 'dict(batch_size=1, dataset=dict(size=64, length=4))'
     losses = {}
-    for strategy in ('DDPStrategy', 'FSDPStrategy'):
+    strategies = {
+        'DDP': "type='DDPStrategy'",
+        'FSDP': "type='FSDPStrategy'",
+        'every module': "type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='torch.distributed.fsdp.wrap."
+        "always_wrap_policy')",
+    }
+    for strategy, options in strategies.items():
         config, work_dir = tmp_path / f'{strategy}.py', tmp_path / strategy
         config.write_text(
-            f"{CONFIG}\nrunner_type = 'FlexibleRunner'\nstrategy = dict(type='{strategy}')\n"
+            f"{CONFIG}\nrunner_type = 'FlexibleRunner'\nstrategy = dict({options})\n"
             f'train_dataloader.update({data})\nval_dataloader.update({data})\ntrain_cfg.update(max_iters=2)\n'
             "train_dataloader['dataset']['type'] = val_dataloader['dataset']['type'] = 'ToyImages'\n"
             "default_hooks['logger']['interval'] = 1\n"
@@ -92,4 +98,5 @@ def test_strategies_in_two_processes(tmp_path):
                    PYTHONPATH=f'{REPO}/tests:{REPO}', OMP_NUM_THREADS='1')  # fmt: skip
         losses[strategy] = [line['loss'] for line in scalars(work_dir) if 'loss' in line]
         assert len(losses[strategy]) == 2, done.stderr[-3000:]
-    assert losses['FSDPStrategy'] == pytest.approx(losses['DDPStrategy'], rel=1e-4)
+    for strategy in ('FSDP', 'every module'):
+        assert losses[strategy] == pytest.approx(losses['DDP'], rel=1e-4), strategy
