@@ -14,7 +14,9 @@ else
         "bash tools/dev/install.sh" >&2
     exit 2
 fi
-# Names (bnet_mm::...) and addresses are looked up by the tools.
-[[ $CONFIG == *::* || -f $CONFIG ]] || { echo "error: config $CONFIG does not exist" >&2; exit 2; }
+# Paths in other libraries and addresses are looked up by the tools.
+FILE=$CONFIG
+[[ $CONFIG != bnet_mm::* ]] || FILE=$HERE/../configs/$(basename "${CONFIG#bnet_mm::}" .py).py
+[[ $FILE == *::* || -f $FILE ]] || { echo "error: config $CONFIG does not exist" >&2; exit 2; }
 [[ -z ${CHECKPOINT:-} || $CHECKPOINT == *://* || -f $CHECKPOINT ]] ||
     { echo "error: checkpoint $CHECKPOINT does not exist" >&2; exit 2; }

@@ -89,6 +89,9 @@ def test_missing_config_starts_nothing(script, checkout, tmp_path):
         arguments = [typed if a == given else REPO / a if a == DEMO else a for a in LAUNCH[script]]
         done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
         assert done.returncode == 2 and done.stderr == f'error: {what} {typed} does not exist\n' and not done.stdout
-    arguments = ['bnet_mm::any' if argument == DEMO else argument for argument in LAUNCH[script]]
-    done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
-    assert done.returncode == 0 and 'started' in done.stdout  # a config by its name is looked up by the tool
+    (checkout / 'configs').mkdir()
+    (checkout / 'configs' / 'ours.py').touch()
+    for config, there in (('bnet_mm::ours', True), ('bnet_mm::ours.py', True), ('bnet_mm::our', False), ('a::b', True)):
+        arguments = [config if argument == DEMO else argument for argument in LAUNCH[script]]
+        done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
+        assert ('started' in done.stdout) == there and (done.returncode == 0) == there, config
