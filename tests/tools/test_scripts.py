@@ -82,8 +82,8 @@ def test_strategies_in_two_processes(tmp_path):
     strategies = {
         'DDP': "type='DDPStrategy'",
         'FSDP': "type='FSDPStrategy'",
-        'every module': "type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='torch.distributed.fsdp.wrap."
-        "always_wrap_policy')",
+        'taps apart': "type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap."
+        "size_based_auto_wrap_policy', min_num_params=1))",
     }
     for strategy, options in strategies.items():
         config, work_dir = tmp_path / f'{strategy}.py', tmp_path / strategy
@@ -98,5 +98,5 @@ def test_strategies_in_two_processes(tmp_path):
                    PYTHONPATH=f'{REPO}/tests:{REPO}', OMP_NUM_THREADS='1')  # fmt: skip
         losses[strategy] = [line['loss'] for line in scalars(work_dir) if 'loss' in line]
         assert len(losses[strategy]) == 2, done.stderr[-3000:]
-    for strategy in ('FSDP', 'every module'):
+    for strategy in ('FSDP', 'taps apart'):
         assert losses[strategy] == pytest.approx(losses['DDP'], rel=1e-4), strategy
