@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument('--any-size', action='store_true', help='do not compare numbers with the published ones')
     parser.add_argument('--open', type=int, default=20, metavar='N', help='open N files of each part (20)')
     args = parser.parse_args()
+    if args.open < 0:
+        raise UserError(f'--open takes a number from 0 on, got {args.open}')
     data = DATA_SETS[args.name]
     root = args.root or Path(data.root)
     if not args.check:
