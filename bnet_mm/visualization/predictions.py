@@ -84,7 +84,7 @@ def check_picture(one: Input) -> None:
     """
     if one.is_image:
         try:
-            pixels(Path(one.source))
+            pixels(Path(str(one.source)))
         except ValueError as error:
             raise UserError(str(error)) from error
 

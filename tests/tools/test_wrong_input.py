@@ -82,6 +82,7 @@ WRONG = [
     ('dev/gpu_figures nope', 'nope is not a folder'),
     ('dev/mutants nope.py', 'nope.py is not a module of '),
     ('dev/mutants empty.py', 'empty.py is not a module of '),
+    ('dev/mutants --tests nope.py', '--tests nope.py: there is none'),
     ('dev/mutants --sample 0', '--sample takes a number above 0, got 0'),
 ]
 

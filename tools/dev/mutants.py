@@ -172,6 +172,8 @@ def main() -> None:
     for path in args.files:
         if not path.is_file() or not path.resolve().is_relative_to(ROOT / 'bnet_mm'):
             parser.error(f'{path} is not a module of {ROOT}/bnet_mm')
+    if missing := [path for path in args.tests if not (ROOT / path.partition('::')[0]).exists()]:
+        parser.error(f'--tests {missing[0]}: there is none')
     with tempfile.TemporaryDirectory() as temporary:
         try_mutants(args, args.keep or Path(temporary))
 
