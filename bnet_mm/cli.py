@@ -49,20 +49,31 @@ def clear_errors(doing: str) -> Iterator[None]:
     except Exception as error:
         if os.environ.get('BNET_MM_TRACEBACK') == '1':
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        says_it_all = isinstance(error, (FileNotFoundError, FileExistsError, CheckpointError))
-        name = '' if says_it_all else f'{type(error).__name__}: '
-        raise UserError(f'{doing}: {name}{text.strip()}') from error
+        raise UserError(f'{doing}: {in_a_line(error)}') from error
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says: of a file its path and what is wrong with it, of others the type and their text."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f'{error.filename}: {error.strerror}'
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    says_it_all = isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, CheckpointError))
+    return ' '.join(f'{"" if says_it_all else f"{type(error).__name__}: "}{text}'.split())
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run ``main()``; a UserError becomes one sentence on stderr (once per machine) and exit code 1."""
+    """Run ``main()``; a UserError, or a file that cannot be read or written, is one sentence and exit code 2.
+
+    The sentence goes to stderr, once per machine; the code is that of argparse for a wrong command line.
+    """
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
         if os.environ.get('LOCAL_RANK', '0') == '0':
-            print(f'error: {error}', file=sys.stderr)
-        sys.exit(1)
+            print(f'error: {error if isinstance(error, UserError) else in_a_line(error)}', file=sys.stderr)
+        sys.exit(2)
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -81,27 +92,29 @@ class Options(DictAction):
 def common_arguments(description: str) -> argparse.ArgumentParser:
     """The options that training and testing share, as OpenMMLab users know them."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or library::path')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
         help='override config values, for instance model.backbone.bnet.k=7 train_dataloader.batch_size=4',
     )  # fmt: skip
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='job launcher (none)')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, a file or ``bnet_mm::name``, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+    """Read the config, a file or ``library::path``, merge ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
         UserError: For a config that cannot be read, has no model or a setting that nobody would read, or does not
             import bnet_mm although it needs it; for an option whose place the config lacks.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = path_of(args.config)
     with clear_errors(f'config {args.config} cannot be read'):
-        cfg = Config.fromfile(find_config(args.config) if args.config.startswith(PREFIX) else args.config)
+        cfg = Config.fromfile(path)
     _check_custom_imports(cfg, args.config)
     for key in args.cfg_options:
         _check_option(key, cfg)
@@ -109,7 +122,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     _check_sections(cfg, args.config)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config.removeprefix(PREFIX)).stem}'
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     if cfg.get('default_scope') == 'mmpretrain':
         for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(field):  # mmpretrain's own tools fill this in, its configs do not say it
@@ -117,17 +130,47 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_file(what: str, path: str) -> None:
+    """Raise a UserError, which begins with ``what`` it is for, unless ``path`` is a file."""
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise UserError(f'{what} {path} ' + ('is a folder, not a file' if os.path.isdir(path) else 'does not exist'))
+
+
+def path_of(config: str) -> str:
+    """The file of a config, which is given as a file, ``bnet_mm::name`` or ``library::path``.
+
+    Raises:
+        UserError: If there is none; the nearest names are in the message.
+    """
+    library, _, name = config.rpartition('::')
+    if not library:
+        check_file('config', config)
+        return config
+    if config.startswith(PREFIX):
+        with clear_errors(f'config {config}'):
+            return find_config(config)
+    spec = find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f'config {config}: {library} is not installed')
+    configs = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
+    path = configs / f'{name.removesuffix(".py")}.py'
+    if not path.is_file():
+        known = [f'{library}::{one.relative_to(configs).as_posix()}' for one in configs.rglob('*.py')]
+        close = difflib.get_close_matches(config, known, n=3, cutoff=0)
+        nearest = f'; the nearest are {", ".join(close)}' if close else ''
+        raise UserError(f'{library} has no config {name}{nearest}')
+    return str(path)
+
+
 def base_from(config: str, out: str) -> str:
     """What ``_base_`` in the config ``out`` says to inherit from ``config``, a file or ``library::path``.
 
     Raises:
-        UserError: If the file does not exist.
+        UserError: As :func:`path_of`.
     """
-    if '::' in config:
-        return config
-    if not os.path.isfile(config):
-        raise UserError(f'config {config} does not exist')
-    return os.path.relpath(config, os.path.dirname(os.path.abspath(out)))
+    path = path_of(config)
+    return config if '::' in config else os.path.relpath(path, os.path.dirname(os.path.abspath(out)))
 
 
 def read_base(title: str, base: str, temporary: Path) -> Config:
@@ -141,20 +184,10 @@ def read_base(title: str, base: str, temporary: Path) -> Config:
     Raises:
         UserError: If it cannot be read.
     """
-    library, _, name = title.partition('::')
-    if name:
-        spec = find_spec(library)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f'config {title}: {library} is not installed')
-        configs = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs'
-        known = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
-        if known and f'{name.removesuffix(".py")}.py' not in known:
-            close = [f'{library}::{one}' for one in difflib.get_close_matches(name, known, n=3, cutoff=0)]
-            raise UserError(f'{library} has no config {name}; the nearest are {", ".join(close)}')
     temporary.write_text(f'_base_ = {base!r}\n')
     with clear_errors(f'config {title} cannot be inherited from'):
         # A new-style config cannot be inherited from in this way; config_text says so.
-        new_style = not name and Config._is_lazy_import(title)
+        new_style = '::' not in title and Config._is_lazy_import(title)
         return Config.fromfile(title if new_style else temporary)
 
 

@@ -21,6 +21,18 @@ def check_target(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f'the folder of {path} does not exist')
 
 
+def make_folder(path: str | os.PathLike) -> None:
+    """Make a folder for outputs, with those above it, unless it is there.
+
+    Raises:
+        NotADirectoryError: If it, or one above it, is a file.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f'{path} is no folder for outputs: there is a file of that name') from error
+
+
 @contextmanager
 def written(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside ``path``, for a file or folder that gets its own name when all went well.

@@ -6,6 +6,7 @@ from mmengine.registry import DefaultScope
 
 pytest.register_assert_rewrite('helpers')
 
+from bnet_mm.cli import run_tool  # noqa: E402
 from helpers.hosts import import_host_models  # noqa: E402
 from helpers.paths import SHARED_DATA  # noqa: E402
 from helpers.tools import load_tool  # noqa: E402
@@ -57,7 +58,7 @@ def prepare_data(monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', ['prepare_data.py', *map(str, arguments)])
         code, message = 0, ''
         try:
-            tool.main()
+            run_tool(tool.main)
         except SystemExit as end:
             code, message = (1, end.code) if isinstance(end.code, str) else (end.code, '')
         printed = capsys.readouterr()

@@ -1,19 +1,22 @@
 """What the tools share; tests/tools/ runs them."""
 
 import inspect
+import re
 
 import pytest
 from mmengine.config import Config
 
 from bnet_mm import cli
 from bnet_mm.checkpoint.layouts import CheckpointError
-from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, run_tool
+from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, path_of, run_tool
 
 
 @pytest.mark.parametrize('error, text', [
     (ValueError('wrong'), 'doing: ValueError: wrong'), (KeyError('name'), 'doing: KeyError: name'),
     (FileNotFoundError('a.py is not there'), 'doing: a.py is not there'), (CheckpointError('bad'), 'doing: bad'),
     (UserError('said already'), 'said already'), (RuntimeError(' spaces\n'), 'doing: RuntimeError: spaces'),
+    (ValueError('two\n  lines'), 'doing: ValueError: two lines'),
+    (PermissionError(13, 'Permission denied', 'a.py'), 'doing: a.py: Permission denied'),
 ])  # fmt: skip
 def test_clear_errors(error, text, monkeypatch):
     monkeypatch.delenv('BNET_MM_TRACEBACK', raising=False)
@@ -36,10 +39,42 @@ def test_run_tool(rank, printed, monkeypatch, capsys):
 
     with pytest.raises(SystemExit) as end:
         run_tool(main)
-    assert end.value.code == 1 and capsys.readouterr().err == printed
+    assert end.value.code == 2 and capsys.readouterr().err == printed
     run_tool(lambda: None)
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)
+
+
+def test_files_that_nobody_has_looked_at(tmp_path, monkeypatch, capsys):
+    """Whatever cannot be read or written at last is a sentence, too."""
+    monkeypatch.delenv('BNET_MM_TRACEBACK', raising=False)
+    with pytest.raises(SystemExit) as end:
+        run_tool(lambda: tmp_path.read_text())
+    assert end.value.code == 2 and capsys.readouterr().err == f'error: {tmp_path}: Is a directory\n'
+    monkeypatch.setenv('BNET_MM_TRACEBACK', '1')
+    with pytest.raises(IsADirectoryError):
+        run_tool(lambda: tmp_path.read_text())
+
+
+def test_paths_of_configs(tmp_path):
+    """A file, a name of ours, a path in a library; of others the nearest."""
+    (tmp_path / 'a.py').touch()
+    assert path_of(str(tmp_path / 'a.py')) == str(tmp_path / 'a.py')
+    assert path_of('bnet_mm::resnet18_bn_imagenet').endswith('configs/resnet18_bn_imagenet.py')
+    for wrong, message in (
+        (str(tmp_path), f'config {tmp_path} is a folder, not a file'), ('nope.py', 'config nope.py does not exist'),
+        ('bnet_mm::resnet18_bn_imagenett', 'did you mean resnet18_bn_imagenet.py'), ('nix::a', 'nix is not installed'),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(message)):
+            path_of(wrong)
+
+
+def test_config_of_a_library(load):
+    pytest.importorskip('mmdet')
+    cfg = load_config(common_arguments('').parse_args(['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']))
+    assert cfg.model.type == 'RetinaNet' and cfg.work_dir == 'work_dirs/retinanet_r50_fpn_1x_coco'
+    with pytest.raises(UserError, match='mmdet has no config retinanet_r50; the nearest are mmdet::'):
+        load_config(common_arguments('').parse_args(['mmdet::retinanet_r50']))
 
 
 @pytest.fixture

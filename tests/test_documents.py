@@ -94,6 +94,7 @@ COMMANDS = {
     r'python tools/dev/roofline\.py ': 'tests/ptx/test_counts.py::test_roofline_is_printed',
     r'python -m pytest tests/ptx': 'not run: runs these tests',
     r'bash tools/dev/sanitize\.sh': 'not run: compiles for minutes; it shows by faults of its own that it finds some',
+    r'bash tools/dev/newcomer\.sh': 'tests/tools/dev/test_newcomer.py::test_types_and_checks',
     r'python tools/dev/mutants\.py': 'tests/tools/dev/test_mutants.py::test_changes_are_noticed',
     r'python tools/dev/benchmark\.py readme --check': SPEED,
     r'python tools/dev/benchmark\.py readme': 'not run: writes into the checkout; with --check it is run',
@@ -174,11 +175,19 @@ def test_what_runs_a_command_exists(where):
     assert f'\ndef {function}(' in (REPO / path).read_text()
 
 
+def headings(page):
+    """The names by which GitHub knows the headings of a page."""
+    lines = re.findall(r'^#+ (.*)', page.read_text(), re.MULTILINE)
+    return [re.sub(r'[^\w -]', '', line.lower()).replace(' ', '-') for line in lines]
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_links_and_files_exist(page):
     text, folder = TEXTS[page], (REPO / page).parent
-    links = [link for link in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in link]
-    assert [link for link in links if not (folder / link).exists()] == []
+    links = [link.partition('#') for link in re.findall(r'\]\(([^)\s]+)', text) if '://' not in link]
+    assert [path for path, *_ in links if not (folder / path).exists()] == []
+    pages = [(folder / path if path else REPO / page, heading) for path, _, heading in links if heading]
+    assert [place for place in pages if place[1] not in headings(place[0])] == []
     paths = re.findall(r'(?<![\w./$:-])(?:bnet_mm|configs|tools|tests|\.ci)/[\w./*-]*', text)
     files = re.findall(r'`([\w./*-]+\.(?:py|sh|h|cpp|md|yml|yaml|cff|txt|csv|json|toml))`', text)
     named = {path.rstrip('.') for path in [*paths, *files] if not re.search(rf'{re.escape(path)}[<{{]', text)}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bnet_mm.files import check_target, written
+from bnet_mm.files import check_target, make_folder, written
 
 
 def names(folder):
@@ -22,6 +22,16 @@ def test_targets(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='^the folder of no/new.py does not exist$'):
         check_target('no/new.py')
     assert names(tmp_path) == ['old.py']
+
+
+def test_folders_for_outputs(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / 'a' / 'b')
+    assert (tmp_path / 'a' / 'b').is_dir()
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(NotADirectoryError, match=f'^{re.escape(str(path))} is no folder for outputs: there is a'):
+            make_folder(path)
 
 
 def test_files_and_folders_get_their_name_in_the_end(tmp_path):

@@ -1,8 +1,7 @@
 """Convert a checkpoint: python tools/convert_checkpoint.py IN OUT [--backbone]
 
 Without option, a released BNET checkpoint. Not needed for use, since the layers read the official layouts themselves;
-it makes a file in our own layout and shows what became of every key. Writes nothing and exits with 1 if a BNET key is
-left over.
+it makes a file in our own layout and shows what became of every key. Writes nothing if a BNET key is left over.
 
 With --backbone, a classifier's checkpoint (mmpretrain): its backbone alone, under the names that the other configs'
 init_cfg=dict(type='Pretrained') reads.
@@ -15,10 +14,9 @@ import environment  # noqa: F401  (first: is this the right Python?)
 # isort: split
 
 import argparse
-import sys
 
 from bnet_mm.checkpoint.convert import convert_file, write_backbone
-from bnet_mm.checkpoint.layouts import CheckpointError
+from bnet_mm.cli import UserError, clear_errors, run_tool
 
 
 def convert(source: str, target: str) -> None:
@@ -35,7 +33,7 @@ def convert(source: str, target: str) -> None:
     if left_out:
         print(f'not carried over, since they belong to the other training code: {", ".join(left_out)}')
     if result.unmatched:
-        sys.exit(f'error: {len(result.unmatched)} keys unmatched; {target} was not written')
+        raise UserError(f'{len(result.unmatched)} keys unmatched; {target} was not written')
 
 
 def main() -> None:
@@ -44,16 +42,14 @@ def main() -> None:
     parser.add_argument('target', metavar='OUT', help='file to write; must not exist')
     parser.add_argument('--backbone', action='store_true', help='write the backbone of a classifier alone')
     args = parser.parse_args()
-    try:
+    with clear_errors('nothing was written'):
         if args.backbone:
             kept, left_out = write_backbone(args.source, args.target)
             print(f'kept {len(kept)} tensors of the backbone; left out: {", ".join(left_out) or "none"}')
         else:
             convert(args.source, args.target)
-    except (CheckpointError, OSError) as error:
-        sys.exit(f'error: {error}')
     print(f'wrote {args.target}')
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

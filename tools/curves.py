@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from bnet_mm.cli import UserError, run_tool
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.visualization.curves import draw_curves, write_csv
 from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.runs import grouped, read_run
@@ -23,7 +23,7 @@ from bnet_mm.visualization.runs import grouped, read_run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', metavar='WORK_DIR', nargs='+', type=Path, help='work dir of tools/train.py')
-    parser.add_argument('--metric', help='metric to draw, such as coco/bbox_mAP_50')
+    parser.add_argument('--metric', help='metric to draw, such as coco/bbox_mAP_50 (the first)')
     parser.add_argument('--out', type=Path, default=Path('curves'), help='folder for the files (curves)')
     args = parser.parse_args()
     groups = grouped([read_run(folder) for folder in args.runs])
@@ -33,7 +33,7 @@ def main() -> None:
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics()))
     if args.metric and args.metric not in metrics:
         raise UserError(f'--metric {args.metric}: there is none; there are {", ".join(metrics) or "no metrics"}')
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     figure = draw_curves(groups, args.metric or next(iter(metrics), None))
     for suffix in ('png', 'svg'):
         save(figure, args.out / f'curves.{suffix}')

@@ -12,14 +12,13 @@ import environment  # noqa: F401  (first: is this the right Python?)
 # isort: split
 
 import argparse
-import contextlib
 from pathlib import Path
 
 from mmengine.config import Config
 
 from bnet_mm.cli import UserError, clear_errors, run_tool
 from bnet_mm.engine.runner import build_model, load_complete
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.host.configs import find_config, released_models
 
 RETRIES = 5
@@ -72,10 +71,10 @@ def printed(model: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('names', nargs='*', metavar='NAME', help='of configs')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='name of a config, such as faster_rcnn_r50_bnet5_1x')
     parser.add_argument('--all', action='store_true', help='every model that was released')
     parser.add_argument('--list', action='store_true', help='only say which were released')
-    parser.add_argument('--dest', type=Path, default=Path('checkpoints'), help='folder (checkpoints)')
+    parser.add_argument('--dest', type=Path, default=Path('checkpoints'), help='folder for them (checkpoints)')
     args = parser.parse_args()
     models = released_models()
     if args.list:
@@ -89,13 +88,10 @@ def main() -> None:
             with clear_errors(name):
                 find_config(name)
             raise UserError(f'no weights were released for {name}; --list says for which')
-    with contextlib.suppress(FileExistsError):
-        args.dest.mkdir(parents=True)
-    if not args.dest.is_dir():
-        raise UserError(f'--dest {args.dest} is a file, not a folder')
+    make_folder(args.dest)
     for name in names:
         path = fetch(name, models[name], args.dest)
-        print(f'{name}, printed: {printed(models[name])}\n  python tools/test.py configs/{name}.py {path}')
+        print(f'{name}, printed: {printed(models[name])}\n  python tools/test.py bnet_mm::{name} {path}')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bnet_mm.cli import UserError, run_tool
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.visualization.detections import (
     draw_precision_recall,
     evaluated,
@@ -57,17 +57,21 @@ def main() -> None:
     names = args.names or [path.stem for path in args.predictions]
     if len(set(names)) != len(args.predictions):
         raise UserError(f'the models need names of their own, got {", ".join(names)}: --names NAME NAME')
+    if args.pictures < 0:
+        raise UserError(f'--pictures takes a number from 0 on, got {args.pictures}')
+    if args.images and not args.images.is_dir():
+        raise UserError(f'--images {args.images} is not a folder')
     truth = read_annotations(args.annotations)
     found, files = {}, {}
     for name, path in zip(names, args.predictions):
-        found[name], of_model = read_detections(path, truth)
+        found[name], of_model = read_detections(path, truth, args.masks)
         files.update(of_model)
     if args.images:
         files = {image: args.images / one['file_name'] for image, one in truth.imgs.items()}
     errors = tide_errors(truth, found, args.masks)
     print_table(errors)
     evaluations = {name: evaluated(truth, detections, args.masks) for name, detections in found.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with written(args.out / 'errors.csv') as temporary, open(temporary, 'w', newline='') as file:
         writer = csv.DictWriter(file, ['model', *next(iter(errors.values()))])
         writer.writeheader()

@@ -19,9 +19,7 @@ import environment  # noqa: F401  (first: is this the right Python?)
 
 import argparse
 
-from mmengine.config import DictAction
-
-from bnet_mm.cli import UserError, clear_errors, load_config, run_tool
+from bnet_mm.cli import Options, UserError, clear_errors, load_config, run_tool
 from bnet_mm.engine.export import Exported, Preparation, check_packages, export_checked
 from bnet_mm.engine.quantisation import quantise
 from bnet_mm.engine.runner import build_model, load_complete
@@ -31,10 +29,17 @@ from bnet_mm.surgery import fold
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or library::path')
     parser.add_argument('checkpoint', metavar='CKPT', help='checkpoint file; must hold every tensor of the model')
     parser.add_argument('out', metavar='OUT.onnx', help='file to write; must not exist')
-    parser.add_argument('--shape', nargs=2, type=int, default=[256, 256], metavar=('H', 'W'), help='size (256 256)')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        default=[256, 256],
+        metavar=('H', 'W'),
+        help='height and width in pixels (256 256)',
+    )
     parser.add_argument('--fixed-size', action='store_true', help='no other height and width than those of --shape')
     parser.add_argument('--features', action='store_true', help='of a detector, backbone and neck only')
     parser.add_argument(
@@ -44,7 +49,9 @@ def main() -> None:
     parser.add_argument(
         '--int8', action='store_true', help='quantised by half of --images; the change on the other half is printed'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
     if min(args.shape) < 1:

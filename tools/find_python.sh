@@ -1,4 +1,4 @@
-# Sourced by the launch scripts: sets PYTHON to one with torch, and CONFIG must be a file.
+# Sourced by the launch scripts: sets PYTHON to one with torch, and refuses files that are not there.
 # $PYTHON, else the active one, else that of the checkout's .venv (and says so).
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 has_torch() { command -v "$1" >/dev/null && "$1" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)'; }
@@ -14,4 +14,9 @@ else
         "bash tools/dev/install.sh" >&2
     exit 2
 fi
-[ -f "$CONFIG" ] || { echo "error: config $CONFIG does not exist" >&2; exit 2; }
+# Paths in other libraries and addresses are looked up by the tools.
+FILE=$CONFIG
+[[ $CONFIG != bnet_mm::* ]] || FILE=$HERE/../configs/$(basename "${CONFIG#bnet_mm::}" .py).py
+[[ $FILE == *::* || -f $FILE ]] || { echo "error: config $CONFIG does not exist" >&2; exit 2; }
+[[ -z ${CHECKPOINT:-} || $CHECKPOINT == *://* || -f $CHECKPOINT ]] ||
+    { echo "error: checkpoint $CHECKPOINT does not exist" >&2; exit 2; }

@@ -15,16 +15,20 @@ import argparse
 from pathlib import Path
 
 from bnet_mm.cli import Options, UserError, load_config, run_tool
+from bnet_mm.files import make_folder
 from bnet_mm.visualization.figures import save
+from bnet_mm.visualization.predictions import check_picture, find_inputs
 from bnet_mm.visualization.shown import CAPTION, Shown
 from bnet_mm.visualization.strips import strip
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or library::path')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file; must hold every tensor of the model')
-    parser.add_argument('images', metavar='IMAGES', nargs='+', help='images; of recognisers, videos')
+    parser.add_argument(
+        'images', metavar='IMAGES', nargs='+', help='images, folders or patterns; of recognisers, videos'
+    )
     parser.add_argument(
         '--layers', nargs='+', default=['auto'], metavar='NAME',
         help='modules: of a BNET the enhancement map is drawn, of others the attention map (auto: of each stage, the '
@@ -32,24 +36,29 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), help='folder for the strips (heatmaps)')
     parser.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='another model, in rows below')
-    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if missing := [path for path in args.images if not Path(path).is_file()]:
-        raise UserError(f'{missing[0]} does not exist')
+    inputs = find_inputs(args.images)
+    for one in inputs:
+        if isinstance(one.source, int):
+            raise UserError(f'IMAGES are files, got {one.source}')
+        check_picture(one)
     layers = [] if args.layers == ['auto'] else args.layers
     models = []
     for config, checkpoint in filter(None, ([args.config, args.checkpoint], args.compare)):
         options = dict(cfg_options=args.cfg_options, work_dir=None, launcher='none', local_rank=0)
         cfg = load_config(argparse.Namespace(config=config, **options))
         models.append(Shown(Path(config).stem, cfg, checkpoint, layers))
-    args.out.mkdir(parents=True, exist_ok=True)
-    for path in args.images:
-        target = args.out / f'{Path(path).stem}.png'
-        save(strip([row for model in models for row in model.rows(path)], CAPTION), target)
+    for one in inputs:
+        target = args.out / f'{one.name}.png'
+        make_folder(target.parent)
+        save(strip([row for model in models for row in model.rows(one.source)], CAPTION), target)
         print(target)
 
 

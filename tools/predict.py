@@ -26,21 +26,22 @@ from mmengine.device import get_device
 from rich.progress import Progress
 
 from bnet_mm.cli import Options, UserError, clear_errors, load_config, run_tool
-from bnet_mm.datasets.readers import pixels
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.visualization.inference import drawn, infer, trained
-from bnet_mm.visualization.predictions import Input, Video, as_numbers, find_inputs, in_words, recorded
+from bnet_mm.visualization.predictions import Input, Video, as_numbers, check_picture, find_inputs, in_words, recorded
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, or library::name')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or library::path')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file; must hold every tensor of the model')
     parser.add_argument('inputs', metavar='INPUT', nargs='+', help='image, video, folder, pattern, number of a webcam')
     parser.add_argument('--out', type=Path, default=Path('predictions'), help='folder for the pictures (predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='T', help='least score of an object (0.3)')
     parser.add_argument('--json', action='store_true', help='write the predictions as numbers, too')
-    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
 
@@ -66,7 +67,7 @@ def main() -> None:
             target = args.out / one.name
             try:
                 with clear_errors(f'{one.source} cannot be predicted'):
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(target.parent)
                     if one.is_image or cfg.default_scope == 'mmaction':
                         found = predict_whole(one, see, target)
                         print(f'{one.source}: {in_words(found)}')
@@ -86,11 +87,7 @@ def main() -> None:
 
 def predict_whole(one: Input, see: Callable, target: Path) -> dict[str, Any]:
     """An image, or a recogniser's video, which gives one picture."""
-    if one.is_image:
-        try:
-            pixels(Path(one.source))  # refuses damaged files, where OpenCV fills in grey
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    check_picture(one)
     picture, numbers = see(one.source)
     with written(target.with_name(f'{target.name}.jpg')) as temporary:
         cv2.imwrite(str(temporary), picture[..., ::-1])

@@ -32,7 +32,7 @@ if [ "$DATA_ROOT" = data/shapes ] && [ ! -d data/shapes ]; then
     "$PYTHON" tools/make_toy_data.py coco data/shapes
 fi
 for part in annotations/instances_train2017.json annotations/instances_val2017.json train2017 val2017; do
-    [ -e "$DATA_ROOT/$part" ] || { echo "error: DATA_ROOT=$DATA_ROOT has no $part (COCO's layout)" >&2; exit 1; }
+    [ -e "$DATA_ROOT/$part" ] || { echo "error: DATA_ROOT=$DATA_ROOT has no $part (COCO's layout)" >&2; exit 2; }
 done
 
 # Train and evaluate configs/faster_rcnn_r18_$1_demo.py in $OUT/$1, as far as that has not been done.

@@ -9,7 +9,7 @@ set -euo pipefail
 PARTITION=$1 JOB_NAME=$2 CONFIG=$3 CHECKPOINT=$4 GPUS=$5
 shift 5
 [[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "error: GPUS must be a positive integer, got $GPUS" >&2; exit 2; }
-command -v srun >/dev/null || { echo "error: srun not found; is this a Slurm login node?" >&2; exit 1; }
+command -v srun >/dev/null || { echo "error: srun not found; is this a Slurm login node?" >&2; exit 2; }
 . "$(dirname "$0")/find_python.sh"
 GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
 # shellcheck disable=SC2086  # SRUN_ARGS is a list

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors, run_tool
+from bnet_mm.files import make_folder
 from bnet_mm.visualization.figures import save
 from bnet_mm.visualization.taps import draw_taps, stage_shares, tap_layers, tap_statistics
 
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file of a model with BNET')
     parser.add_argument('--out', type=Path, default=Path('taps'), help='folder for the picture (taps)')
     args = parser.parse_args()
-    with clear_errors(f'{args.checkpoint} cannot be shown'):
+    with clear_errors('nothing was drawn'):
         checkpoint = load_checkpoint_file(args.checkpoint, map_location='cpu')
         layers = tap_layers(checkpoint.get('state_dict', checkpoint))
     if not layers:
@@ -44,7 +45,7 @@ def main() -> None:
     console = Console(width=110)
     console.print(table)
     console.print(shares)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     save(draw_taps(layers), args.out / 'taps.png')
     print(args.out / 'taps.png')
 

@@ -6,9 +6,7 @@ import environment  # noqa: F401  (first: is this the right Python?)
 
 # isort: split
 
-import os
-
-from bnet_mm.cli import UserError, clear_errors, common_arguments, load_config, run_tool
+from bnet_mm.cli import UserError, check_file, clear_errors, common_arguments, load_config, run_tool
 from bnet_mm.engine.options import draw_predictions, dump_predictions, use_tta
 from bnet_mm.engine.runner import build_runner, stops_clearly
 
@@ -25,8 +23,8 @@ def parse_args():
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    if '://' not in args.checkpoint and not os.path.isfile(os.path.expanduser(args.checkpoint)):
-        raise UserError(f'checkpoint {args.checkpoint} does not exist')
+    if '://' not in args.checkpoint:
+        check_file('checkpoint', args.checkpoint)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must name a .pkl file, got {args.out}')
     cfg.load_from, cfg.resume = args.checkpoint, False

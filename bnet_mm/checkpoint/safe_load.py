@@ -94,7 +94,8 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
     """
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
-        raise FileNotFoundError(f'checkpoint {filename} does not exist')
+        why = 'is a folder, not a file' if os.path.isdir(filename) else 'does not exist'
+        raise FileNotFoundError(f'checkpoint {filename} {why}')
     with clear_errors(filename):
         _check_sums(filename)
         checkpoint = _load_weights_only(filename, map_location)

@@ -19,9 +19,10 @@ from torch import nn
 
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
-from bnet_mm.cli import UserError, clear_errors
+from bnet_mm.cli import UserError, check_file, clear_errors
 from bnet_mm.engine.optimizer_state import check_optimizer_state
 from bnet_mm.engine.processes import start_process_group
+from bnet_mm.files import make_folder
 from bnet_mm.messages import first_of
 from bnet_mm.surgery.config import type_name
 
@@ -69,6 +70,8 @@ def resume_from(cfg: Config, resume: str | None) -> None:
     """Set up ``--resume`` (the latest checkpoint in the work dir) or ``--resume CHECKPOINT``."""
     if resume is None:
         return
+    if resume != 'auto' and '://' not in resume:
+        check_file('checkpoint', resume)
     if resume == 'auto':
         latest = find_latest_checkpoint(cfg.work_dir)
         if latest is None:
@@ -156,6 +159,7 @@ class CheckedRunner(Runner):
 def build_runner(cfg: Config, strict_loading: bool) -> Runner:
     """The runner that the config asks for; its ``runner_type``, if any, is respected."""
     start_process_group(cfg)
+    make_folder(cfg.work_dir)
     with clear_errors('the model or another part of the config cannot be built'):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else CheckedRunner.from_cfg(cfg)
     runner.strict_loading = strict_loading

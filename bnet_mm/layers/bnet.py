@@ -297,7 +297,8 @@ class BNET(nn.Module):
 
     def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, norm: Duck, transform: Duck) -> Tensor | None:
         """``act(transform(norm(x)) + residual)`` in one pass; None where modules have to run one after the other."""
-        if is_symbolic(x) or has_hooks(transform):
+        # A wrapper in its place, such as FSDP's, has the taps only while it is called itself.
+        if is_symbolic(x) or not isinstance(transform, DepthwiseTransform) or has_hooks(transform):
             return None
         backend = select_backend(x, transform.kernel_size[0], transform.dilation[0])
         if backend == 'reference':

@@ -143,6 +143,7 @@ class CBN(nn.modules.batchnorm._BatchNorm):
 
     @torch.compiler.disable  # it runs autograd, which must not be part of a compiled graph
     def _over_iterations(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        self._check_weight()
         count = x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
@@ -184,6 +185,16 @@ class CBN(nn.modules.batchnorm._BatchNorm):
         if backward_runs() != -1:
             raise RuntimeError('CBN: activation checkpointing (with_cp) runs it twice in an iteration; switch it off')
         return True
+
+    def _check_weight(self) -> None:
+        """Raise a RuntimeError if the convolution is sharded apart from this layer (FSDP), where reading it crashes."""
+        weight = self._convolution[0].weight
+        stored = weight.untyped_storage().nbytes()
+        if weight.dim() < 2 or len(weight) != self.num_features or stored < weight.numel() * weight.element_size():
+            raise RuntimeError(
+                f'CBN: the weight of the convolution before this layer, {self._convolution[0]}, is not there now: it '
+                'is sharded apart from this layer. Wrap both in one unit, such as a whole block, or use BN there'
+            )
 
     def _join_past(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means and variances of the present and the compensated past iterations, and which count; (T + 1, C) each."""

@@ -79,7 +79,11 @@ def convolution_before(holder: nn.Module, name: str) -> str | None:
 
 def is_convolution(module: nn.Module | None) -> bool:
     """Whether this has a weight with a row for each of its output channels, as convolutions and linear layers do."""
-    weight = getattr(module, 'weight', None)
-    if not isinstance(weight, Tensor) or isinstance(module, (BNET, nn.Embedding)):
+    if module is None or isinstance(module, (BNET, nn.Embedding)):
+        return False
+    # Its own: a wrapper such as FSDP's answers for what it holds, with parts of its flattened parameters.
+    own = 'weight' in module._parameters or 'weight' in vars(module) or hasattr(type(module), 'weight')
+    weight = module.weight if own else None
+    if not isinstance(weight, Tensor):
         return False
     return isinstance(module, (_ConvNd, nn.Linear)) if is_lazy(weight) else weight.dim() >= 2

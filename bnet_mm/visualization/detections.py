@@ -29,7 +29,7 @@ def read_annotations(path: Path) -> COCO:
         return COCO(str(path))
 
 
-def read_detections(path: Path, truth: COCO) -> tuple[list[dict[str, Any]], dict[int, str]]:
+def read_detections(path: Path, truth: COCO, masks: bool = False) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Predictions of tools/test.py --out (.pkl), or COCO's results (.json).
 
     The labels of a .pkl count the categories of the annotations in the order of their ids, as mmdet's CocoDataset does
@@ -39,7 +39,7 @@ def read_detections(path: Path, truth: COCO) -> tuple[list[dict[str, Any]], dict
         A list in COCO's results format, and the image files by image id, empty for .json.
 
     Raises:
-        UserError: If the file is neither, or has no detections of these images.
+        UserError: If the file is neither, has no detections of these images, or lacks what is to be compared.
     """
     with clear_errors(f'predictions {path} cannot be read'):
         if path.suffix == '.json':
@@ -52,6 +52,9 @@ def read_detections(path: Path, truth: COCO) -> tuple[list[dict[str, Any]], dict
         found = [one for one in found if one['image_id'] in truth.imgs]
     if not found:
         raise UserError(f'predictions {path} have no detections of images in the annotations')
+    needed = ('category_id', 'score', 'segmentation' if masks else 'bbox')
+    if lacking := [name for name in needed if any(name not in one for one in found)]:
+        raise UserError(f'predictions {path} have no {", ".join(lacking)}')
     return found, files
 
 

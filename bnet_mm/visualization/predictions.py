@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.config import Config
 
 from bnet_mm.cli import UserError
-from bnet_mm.datasets.readers import PICTURES, list_files
+from bnet_mm.datasets.readers import PICTURES, list_files, pixels
 from bnet_mm.files import written
 from bnet_mm.visualization.inference import class_name
 
@@ -74,6 +74,19 @@ def find_inputs(words: list[str]) -> list[Input]:
         if first.setdefault(one.name, one) is not one:
             raise UserError(f'{first[one.name].source} and {one.source} would both be {one.name}: give one of them')
     return found
+
+
+def check_picture(one: Input) -> None:
+    """Refuse a damaged image, where OpenCV fills in grey.
+
+    Raises:
+        UserError: As said.
+    """
+    if one.is_image:
+        try:
+            pixels(Path(str(one.source)))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 class Video:

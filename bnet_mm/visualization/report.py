@@ -15,7 +15,7 @@ from mmengine.utils import import_modules_from_strings
 import bnet_mm
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, clear_errors
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.surgery.config import dicts_in
 from bnet_mm.visualization.confusion import confusion_matrix, draw_confusion
 from bnet_mm.visualization.curves import draw_curves, write_csv
@@ -42,7 +42,7 @@ def build_report(groups: Groups, out: Path) -> Path:
     if len(kinds) > 1:
         listed = ', '.join(f'{name} ({scope})' for scope, name in kinds.items())
         raise UserError(f'the runs are of different kinds, and no page compares them: {listed}')
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     first = {name: runs[0] for name, runs in groups.items()}
     errors, images = error_sections(first, out)
     maps, costs = map_section(first, images or first_images(next(iter(first.values()))), out)

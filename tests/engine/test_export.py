@@ -209,7 +209,7 @@ def test_fixed_size(tmp_path, monkeypatch, capsys):
     assert_same_function(out, 'classifier', untouched, (64, 96))
     out.unlink()
     code, _, error = export(monkeypatch, capsys, *arguments, '--features')
-    assert code == 1 and error == 'error: --features is for detectors, this is a ImageClassifier'
+    assert code == 2 and error == 'error: --features is for detectors, this is a ImageClassifier'
 
 
 def lacking(detector, tmp_path):
@@ -240,7 +240,7 @@ def text(detector, tmp_path):
 def test_bad_checkpoint(detector, tmp_path, monkeypatch, capsys, checkpoint, message):
     arguments = (detector[0], checkpoint(detector, tmp_path), tmp_path / 'o.onnx')
     code, _, error = export(monkeypatch, capsys, *arguments)
-    assert code == 1 and error.startswith('error: ') and message in error
+    assert code == 2 and error.startswith('error: ') and message in error
     assert not list(tmp_path.glob('o.onnx*'))
 
 
@@ -257,7 +257,7 @@ def test_bad_checkpoint(detector, tmp_path, monkeypatch, capsys, checkpoint, mes
 def test_bad_command(detector, tmp_path, monkeypatch, capsys, out, options, message):
     (tmp_path / 'there.onnx').write_text('mine')
     code, _, error = export(monkeypatch, capsys, *detector[:2], tmp_path / out, *options)
-    assert code == 1 and error.startswith('error: ') and message in error
+    assert code == 2 and error.startswith('error: ') and message in error
     assert (tmp_path / 'there.onnx').read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
 
 
@@ -268,7 +268,7 @@ def test_unknown_task(tmp_path, monkeypatch, capsys):
     )
     torch.save(bnet_mm.SN2d(2).state_dict(), tmp_path / 'c.pth')
     code, _, error = export(monkeypatch, capsys, tmp_path / 'c.py', tmp_path / 'c.pth', tmp_path / 'o.onnx')
-    assert code == 1 and 'a SN2d cannot be exported, only detectors, segmentors' in error
+    assert code == 2 and 'a SN2d cannot be exported, only detectors, segmentors' in error
 
 
 def test_wrong_file_is_not_written(detector, tmp_path, monkeypatch, capsys):
@@ -276,7 +276,7 @@ def test_wrong_file_is_not_written(detector, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(F, 'relu', lambda x, inplace=False: x.abs() if torch.compiler.is_compiling() else x.relu())
     monkeypatch.setattr(nn.ReLU, 'forward', lambda self, x: F.relu(x))
     code, _, error = export(monkeypatch, capsys, *detector[:2], tmp_path / 'o.onnx', '--shape', 64, 64, '--features')
-    assert code == 1 and 'onnxruntime and torch differ at 1 x 3 x 64 x 64' in error
+    assert code == 2 and 'onnxruntime and torch differ at 1 x 3 x 64 x 64' in error
     assert not list(tmp_path.iterdir())
 
 
@@ -284,12 +284,12 @@ def test_missing_package(tmp_path, monkeypatch, capsys):
     if digit_version(torch.__version__) < digit_version('2.6'):
         pytest.skip('says that torch is too old')
     done = run('c.py', 'c.pth', tmp_path / 'o.onnx', block='onnx')
-    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('error: onnx') and 'run: pip install onnx onnxruntime onnxscript' in last
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     code, _, error = export(monkeypatch, capsys, 'c.py', 'c.pth', tmp_path / 'o.onnx')
-    assert code == 1 and 'onnxruntime' in error and 'cannot be imported' in error
+    assert code == 2 and 'onnxruntime' in error and 'cannot be imported' in error
 
 
 # --------------------------------------------------------------------------------------- torch.export, torch.compile

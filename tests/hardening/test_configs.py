@@ -102,7 +102,7 @@ def test_what_the_long_form_found(folder, text, arguments, message):
 def test_a_target_that_cannot_be_written(folder):
     (folder / 'plain.py').write_text(wrong_settings.PLAIN)
     code, errors = call('convert_config', folder / 'plain.py', '-o', '/proc/new.py')
-    assert code == 1 and errors.startswith('error: ') and '/proc/' in errors
+    assert code == 2 and errors.startswith('error: ') and '/proc/' in errors
 
 
 @pytest.mark.parametrize('every', [60, pytest.param(1, marks=pytest.mark.hardening)])

@@ -127,7 +127,7 @@ def test_the_converter_says_what_to_write_instead(lazy_config, tmp_path):
     tool = Path(__file__).resolve().parents[2] / 'tools' / 'convert_config.py'
     command = [sys.executable, str(tool), str(path), '-o', str(tmp_path / 'new.py')]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and not (tmp_path / 'new.py').exists()
+    assert done.returncode == 2 and not (tmp_path / 'new.py').exists()
     assert done.stderr.splitlines()[-1].startswith(f'error: {path} is a new-style config: write one')
 
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -78,13 +77,6 @@ def test_batch_norm_checkpoint_into_pruned_taps_is_refused():
     bn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(CheckpointError, match='no 1.bnconv.weight_orig, 1.bnconv.weight_mask'):
         net.load_state_dict(bn.state_dict())
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not hasattr(torch.distributed, 'fsdp'), reason='needs FSDP2')

@@ -74,12 +74,12 @@ def test_backbone_of_something_else(tmp_path, state_dict, message):
     if state_dict is not None:
         save(dict(state_dict=state_dict), tmp_path / 'in.pth')
     done = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--backbone')
-    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not [name for name in os.listdir(tmp_path) if name != 'in.pth']
     save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'in.pth')
     (tmp_path / 'out.pth').write_text('mine')
     done = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--backbone')
-    assert done.returncode == 1 and 'exists already' in done.stderr and (tmp_path / 'out.pth').read_text() == 'mine'
+    assert done.returncode == 2 and 'exists already' in done.stderr and (tmp_path / 'out.pth').read_text() == 'mine'
 
 
 def test_conversion_of_something_else(tmp_path):

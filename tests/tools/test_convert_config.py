@@ -151,5 +151,5 @@ def test_converted_checkpoint_is_what_the_new_config_loads(tmp_path, monkeypatch
 def test_what_a_newcomer_types_wrong(arguments, message, tmp_path):
     import_host_models('mmdet')
     done = convert(*arguments, '-o', 'x.py', cwd=tmp_path)
-    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not os.listdir(tmp_path)

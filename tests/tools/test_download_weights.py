@@ -156,7 +156,7 @@ def test_command_line(capsys, tmp_path):
     assert len(listed) == len(released_models()) and 'faster_rcnn_r50_bnet5_1x: box AP 40.1' in '\n'.join(listed)
     assert call_tool('download_weights') == 2
     done = run('tools/download_weights.py', 'faster_rcnn_r50_bnet6_1x', '--dest', tmp_path / 'new')
-    assert done.returncode == 1 and 'did you mean faster_rcnn_r50_bnet' in done.stderr
+    assert done.returncode == 2 and 'did you mean faster_rcnn_r50_bnet' in done.stderr
     assert 'Traceback' not in done.stderr and not (tmp_path / 'new').exists()
     done = run('tools/download_weights.py', 'tsn_r50_bn_ucf101')
-    assert done.returncode == 1 and 'no weights were released for tsn_r50_bn_ucf101' in done.stderr
+    assert done.returncode == 2 and 'no weights were released for tsn_r50_bn_ucf101' in done.stderr

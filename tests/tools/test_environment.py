@@ -50,9 +50,10 @@ def test_python_without_the_libraries(tool, checkout):
     assert f'{checkout}/.venv/bin/python {checkout}/tools/{tool}' in done.stderr
 
 
+CHECKPOINT = 'https://host/a.pth'  # which no script looks for
 LAUNCH = {
-    'dist_train.sh': [DEMO, '2'], 'dist_test.sh': [DEMO, 'a.pth', '2'], 'slurm_train.sh': ['p', 'j', DEMO, '2'],
-    'slurm_test.sh': ['p', 'j', DEMO, 'a.pth', '2'],
+    'dist_train.sh': [DEMO, '2'], 'dist_test.sh': [DEMO, CHECKPOINT, '2'], 'slurm_train.sh': ['p', 'j', DEMO, '2'],
+    'slurm_test.sh': ['p', 'j', DEMO, CHECKPOINT, '2'],
 }  # fmt: skip
 
 
@@ -82,6 +83,15 @@ def test_which_python_launches(script, checkout, tmp_path):
 def test_missing_config_starts_nothing(script, checkout, tmp_path):
     srun = stand_in(tmp_path / 'bin', 'srun', 'echo started')
     stand_in(tmp_path / 'bin', body='[ "$1" = -c ] && exit 0; echo started')
-    arguments = ['nope.py' if argument == DEMO else argument for argument in LAUNCH[script]]
-    done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
-    assert done.returncode == 2 and done.stderr == 'error: config nope.py does not exist\n' and not done.stdout
+    for given, typed, what in ((DEMO, 'nope.py', 'config'), (CHECKPOINT, 'nope.pth', 'checkpoint')):
+        if given not in LAUNCH[script]:
+            continue
+        arguments = [typed if a == given else REPO / a if a == DEMO else a for a in LAUNCH[script]]
+        done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
+        assert done.returncode == 2 and done.stderr == f'error: {what} {typed} does not exist\n' and not done.stdout
+    (checkout / 'configs').mkdir()
+    (checkout / 'configs' / 'ours.py').touch()
+    for config, there in (('bnet_mm::ours', True), ('bnet_mm::ours.py', True), ('bnet_mm::our', False), ('a::b', True)):
+        arguments = [config if argument == DEMO else argument for argument in LAUNCH[script]]
+        done = bare(checkout / 'tools' / script, *arguments, PATH=f'{srun.parent}:/usr/bin:/bin')
+        assert ('started' in done.stdout) == there and (done.returncode == 0) == there, config

@@ -93,7 +93,7 @@ def test_share_of_a_padded_input(image, with_taps, tmp_path):
     ((DEMO, 'checkpoint', 'none.jpg'), 'none.jpg does not exist'),
     ((DEMO, 'checkpoint', 'image', '--layers', 'backbone.layer9'), 'the model has no backbone.layer9'),
     ((BN_DEMO, 'checkpoint', 'image'), 'lacks'),
-    ((DEMO, 'checkpoint', 'text'), 'cannot be shown'),
+    ((DEMO, 'checkpoint', 'text'), 'is neither an image'),
 ])  # fmt: skip
 def test_what_is_refused(image, with_taps, tmp_path, arguments, message):
     (tmp_path / 'text').write_text('no image')

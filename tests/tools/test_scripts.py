@@ -30,7 +30,8 @@ def test_two_processes_without_gpu(shapes, trained, tmp_path):
 @pytest.mark.parametrize('tool, arguments, entry', [
     ('slurm_train.sh', ['part', 'job', DEMO, '16', '--amp'],
      ['train.py', DEMO, '--launcher', 'slurm', '--amp']),
-    ('slurm_test.sh', ['part', 'job', DEMO, 'CKPT', '4'], ['test.py', DEMO, 'CKPT', '--launcher', 'slurm']),
+    ('slurm_test.sh', ['part', 'job', DEMO, 'https://host/a.pth', '4'],
+     ['test.py', DEMO, 'https://host/a.pth', '--launcher', 'slurm']),
 ])  # fmt: skip
 def test_slurm_scripts_ask_for_the_right_job(tmp_path, tool, arguments, entry):
     """With a stand-in for srun: what is asked for and what would run on the nodes."""
@@ -78,10 +79,16 @@ def test_strategies_in_two_processes(tmp_path):
     pytest.importorskip('mmdet')
     data = 'dict(batch_size=1, dataset=dict(size=64, length=4))'
     losses = {}
-    for strategy in ('DDPStrategy', 'FSDPStrategy'):
+    strategies = {
+        'DDP': "type='DDPStrategy'",
+        'FSDP': "type='FSDPStrategy'",
+        'taps apart': "type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap."
+        "size_based_auto_wrap_policy', min_num_params=1))",
+    }
+    for strategy, options in strategies.items():
         config, work_dir = tmp_path / f'{strategy}.py', tmp_path / strategy
         config.write_text(
-            f"{CONFIG}\nrunner_type = 'FlexibleRunner'\nstrategy = dict(type='{strategy}')\n"
+            f"{CONFIG}\nrunner_type = 'FlexibleRunner'\nstrategy = dict({options})\n"
             f'train_dataloader.update({data})\nval_dataloader.update({data})\ntrain_cfg.update(max_iters=2)\n'
             "train_dataloader['dataset']['type'] = val_dataloader['dataset']['type'] = 'ToyImages'\n"
             "default_hooks['logger']['interval'] = 1\n"
@@ -91,4 +98,5 @@ def test_strategies_in_two_processes(tmp_path):
                    PYTHONPATH=f'{REPO}/tests:{REPO}', OMP_NUM_THREADS='1')  # fmt: skip
         losses[strategy] = [line['loss'] for line in scalars(work_dir) if 'loss' in line]
         assert len(losses[strategy]) == 2, done.stderr[-3000:]
-    assert losses['FSDPStrategy'] == pytest.approx(losses['DDPStrategy'], rel=1e-4)
+    for strategy in ('FSDP', 'taps apart'):
+        assert losses[strategy] == pytest.approx(losses['DDP'], rel=1e-4), strategy

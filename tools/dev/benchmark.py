@@ -68,13 +68,17 @@ def main() -> None:
     parser.add_argument('what', choices=[*BENCHMARKS, 'readme'], help='; '.join(
         f'{name}: {function.__doc__.splitlines()[0]}' for name, function in BENCHMARKS.items()
     ) + '; readme: write the tables of bnet_mm/ops/README.md from the CSV files')  # fmt: skip
-    parser.add_argument('--out', default='tools/dev/benchmark_results', help='folder of the CSV files')
+    parser.add_argument('--out', default='tools/dev/benchmark_results', help='folder of the CSV files (%(default)s)')
     parser.add_argument('--runs', type=int, default=15, help='repetitions of each candidate (15)')
     parser.add_argument('--check', action='store_true', help='readme: change nothing, fail if a table is stale')
     args = parser.parse_args()
     out = Path(args.out)
     if not out.is_dir():
         raise UserError(f'--out {args.out}: no such folder')
+    if args.runs < 1:
+        raise UserError(f'--runs takes a number above 0, got {args.runs}')
+    if args.check and args.what != 'readme':
+        raise UserError(f'--check goes with readme, not with {args.what}')
     if args.what == 'readme':
         write_readme(out, BENCHMARKS, args.check)
         return

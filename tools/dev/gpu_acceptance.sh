@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-fail() { echo "error: $*" >&2; exit 1; }
+fail() { echo "error: $*" >&2; exit 2; }
 [ $# -le 1 ] || fail "one folder at most, got $*"
 OUT=${1:-gpu_acceptance}
 PYTHON=$(command -v "${PYTHON:-python3}") || fail "no Python: name one with PYTHON=..."

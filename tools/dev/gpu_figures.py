@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from benchmark import Row, evaluate, forward_backward, layer, peak_memory, resnet, saved_bytes, train_step, write
-from bnet_mm.cli import run_tool
+from bnet_mm.cli import UserError, run_tool
 from bnet_mm.files import written
 from helpers.gpu import CUDA, DEVICE, DTYPES, LAYOUTS, gpu_or_stand_in
 
@@ -52,8 +52,10 @@ class Goal(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path)
+    parser.add_argument('folder', type=Path, help='folder for the figures, with tests.xml of tests/gpu')
     folder = parser.parse_args().folder
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder')
     goals = [*tests(folder), *sanitizers(folder)]
     with gpu_or_stand_in() as machine:
         for title, part in (

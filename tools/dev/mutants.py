@@ -162,11 +162,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('files', nargs='*', type=Path, help='modules; default those of the rooms above')
     parser.add_argument('--sample', type=int, default=150, help='how many mutants, drawn by chance (150)')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--seconds', type=int, default=60, help='of tests that a mutant gets')
+    parser.add_argument('--seed', type=int, default=0, help='of the sample (0)')
+    parser.add_argument('--seconds', type=int, default=60, help='of tests that a mutant gets (60)')
     parser.add_argument('--keep', type=Path, metavar='FOLDER', help='where the first run of the tests is kept')
-    parser.add_argument('--tests', nargs='+', default=TESTS, help='those that are run')
+    parser.add_argument('--tests', nargs='+', default=TESTS, help='those that are run (%(default)s)')
     args = parser.parse_args()
+    if args.sample < 1:
+        parser.error(f'--sample takes a number above 0, got {args.sample}')
+    for path in args.files:
+        if not path.is_file() or not path.resolve().is_relative_to(ROOT / 'bnet_mm'):
+            parser.error(f'{path} is not a module of {ROOT}/bnet_mm')
+    if missing := [path for path in args.tests if not (ROOT / path.partition('::')[0]).exists()]:
+        parser.error(f'--tests {missing[0]}: there is none')
     with tempfile.TemporaryDirectory() as temporary:
         try_mutants(args, args.keep or Path(temporary))
 

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 
 fail() { echo "error: $*" >&2; exit 1; }
 PYTHON=$(command -v "${PYTHON:-python3}") || fail "no Python: name one with PYTHON=..."
-"$PYTHON" -c 'import torch, pytest, mmengine' || fail "$PYTHON lacks torch, pytest or mmengine"
+"$PYTHON" -c 'import torch, pytest, mmengine' 2>/dev/null || fail "$PYTHON lacks torch, pytest or mmengine"
 command -v g++ >/dev/null || fail 'no g++'
 
 KIND=address

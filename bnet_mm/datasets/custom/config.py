@@ -34,7 +34,9 @@ def takes(cfg: Config) -> str:
     """
     scope = cfg.get('default_scope')
     if scope not in DATA_SETS:
-        raise UserError(f'the config is for {scope}; data are prepared for detectors (mmdet) and segmentors (mmseg)')
+        raise UserError(
+            f'the config is for {scope or "no library"}; data are prepared for detectors (mmdet) and segmentors (mmseg)'
+        )
     if scope == 'mmseg':
         return 'masks'
     return 'objects' if any(node.get('with_mask') for _, node in dicts_in(cfg.train_dataloader)) else 'boxes'

@@ -23,9 +23,9 @@ def test_tables_are_those_of_the_rows(tmp_path):
     with open(tmp_path / 'layer.csv', 'a', newline='') as file:
         csv.DictWriter(file, last).writerow({**last, 'ratio_to_bn': '123.000'})
     done = run('readme', '--check', '--out', str(tmp_path))
-    assert done.returncode == 1 and 'stale' in done.stderr
+    assert done.returncode == 2 and 'stale' in done.stderr
 
 
 def test_missing_folder():
     done = run('layer', '--out', 'no/such/folder')
-    assert done.returncode == 1 and 'no/such/folder' in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and 'no/such/folder' in done.stderr and 'Traceback' not in done.stderr

@@ -86,7 +86,7 @@ def test_formats(rows, monkeypatch, capsys):
 
 def test_as_a_command():
     done = subprocess.run([sys.executable, TOOL, '--table', '4'], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ''
+    assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.splitlines()[-1] == 'error: --table 4: the tables with costs are 1, 2, 3, 5, 8, 9, 10, 11, 13'
 
 

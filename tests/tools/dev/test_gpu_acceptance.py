@@ -45,5 +45,5 @@ def test_rehearsal(tmp_path):
 
 def test_wrong_use():
     done = subprocess.run(['bash', REPO / 'tools/dev/gpu_acceptance.sh', 'a', 'b'], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == 'error: one folder at most, got a b\n'
+    assert done.returncode == 2 and done.stderr == 'error: one folder at most, got a b\n'
     assert run('tools/dev/gpu_figures.py').returncode == 2
