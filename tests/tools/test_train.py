@@ -74,7 +74,7 @@ BAD_TRAINING = {
     'option without effect': (dict(cfg=['data_root=elsewhere/']), 'data_root is only a variable inside the config'),
     'late import': (dict(cfg=['custom_imports.imports=[os]']), 'put it in the config file'),
     'unknown loop option': (dict(cfg=['train_cfg.max_epoch=4']), 'max_epoch'),
-    'no such config': (dict(config='configs/nothing.py'), 'configs/nothing.py cannot be read'),
+    'no such config': (dict(config='configs/nothing.py'), 'configs/nothing.py does not exist'),
     'nothing to resume': (dict(options=['--resume']), 'nothing to resume'),
     'amp without a GPU': (dict(options=['--amp']), '--amp needs a GPU'),
     'no pretrained weights': (
