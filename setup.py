@@ -35,7 +35,7 @@ class BuildWithConfigs(build_py):
             return
         mim = Path(self.build_lib) / 'bnet_mm' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)  # what an earlier build left
-        checkout_only = shutil.ignore_patterns('__pycache__', 'dev', 'run_*.sh')
+        checkout_only = shutil.ignore_patterns('__pycache__', 'dev', 'install.sh', 'run_*.sh')
         for folder in ('configs', 'tools'):
             shutil.copytree(ROOT / folder, mim / folder, ignore=checkout_only)
         shutil.copy(ROOT / 'model-index.yml', mim)

@@ -35,7 +35,7 @@ COMMANDS = {
         'not run: installs, and trains for minutes; its config and tools are in tests/tools/'
     ),
     r'bash tools/run_tests\.sh': 'not run: runs these tests',
-    r'bash tools/dev/install\.sh': 'not run: installs for minutes; tests/tools/dev/test_install.py has what it refuses',
+    r'(PYTHON=\S+ |MMCV_WHEEL=\S+ )?bash tools/install\.sh': 'tests/tools/test_install.py::test_once_and_then_nothing',
     r'\. \.venv/bin/activate': "not run: Python's own",
     r"pip install '\.\[(export|openvino)\]'": 'not run: changes the environment; tests/test_wheel.py has pip wheel',
     r'pip install (-e|--no-build-isolation )': 'not run: changes the environment; tests/test_wheel.py has pip wheel',
@@ -84,6 +84,7 @@ COMMANDS = {
     r'python tools/prepare_data\.py ': 'tests/datasets/test_catalogue.py::test_description',
     r'python tools/make_toy_data\.py ': TOY_DATA,
     # tables and speed
+    r'python tools/dev/lock\.py': 'tests/tools/dev/test_lock.py::test_check_names_the_command',
     r'python tools/dev/cost_table\.py --check': 'tests/tools/dev/test_cost_table.py::test_check_passes',
     r'python tools/dev/cost_table\.py \[': 'tests/tools/dev/test_cost_table.py::test_formats',
     r'python tools/dev/model_zoo\.py --help': "not run: argparse's own",

@@ -50,15 +50,7 @@ def wheel(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '*.so')
     for name in ('bnet_mm', 'configs', 'tools'):
         shutil.copytree(REPO / name, source / name, ignore=ignore)
-    for name in (
-        'setup.py',
-        'pyproject.toml',
-        'MANIFEST.in',
-        'README.md',
-        'LICENSE',
-        'constraints.txt',
-        'model-index.yml',
-    ):
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(REPO / name, source)
     stale = source / 'build' / 'lib' / 'bnet_mm' / '.mim' / 'configs' / 'stale.py'  # of an earlier build
     stale.parent.mkdir(parents=True)
@@ -91,7 +83,7 @@ def test_contents_of_the_wheel(wheel):
     assert {'bnet_mm/ops/bnet.py', 'bnet_mm/visualization/page.html'} <= names
     assert not any('_cpu' in name for name in names)
     assert not any('__pycache__' in name or name.startswith(('tests/', 'configs/', 'tools/')) for name in names)
-    assert not any(name in mim for name in ('tools/dev/install.sh', 'tools/run_demo.sh', 'tools/dev/model_zoo.py'))
+    assert not any(name in mim for name in ('tools/install.sh', 'tools/run_demo.sh', 'tools/dev/model_zoo.py'))
 
 
 @pytest.mark.hardening

@@ -20,8 +20,8 @@ def missing_sentence(missing: list[str], tool: str) -> str:
         if (folder / '.venv' / 'bin' / 'python').exists():
             python = folder / '.venv' / 'bin' / 'python'
             return f'{sentence}; the environment beside it has: . {python.parent}/activate, or {python} {tool} ...'
-        if (folder / 'tools' / 'dev' / 'install.sh').exists():
-            return f'{sentence}; make an environment that has: bash {folder}/tools/dev/install.sh'
+        if (folder / 'tools' / 'install.sh').exists():
+            return f'{sentence}; make an environment that has: bash {folder}/tools/install.sh'
     return sentence
 
 

@@ -11,7 +11,7 @@ elif has_torch "$HERE/../.venv/bin/python"; then
     echo "using $PYTHON, as the active Python has no torch" >&2
 else
     echo "error: no Python with torch: activate an environment, name one with PYTHON=..., or make one with" \
-        "bash tools/dev/install.sh" >&2
+        "bash tools/install.sh" >&2
     exit 2
 fi
 # Paths in other libraries and addresses are looked up by the tools.

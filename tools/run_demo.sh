@@ -7,7 +7,7 @@
 set -euo pipefail
 [ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(realpath "$DATA_ROOT")
 cd "$(dirname "$0")/.."
-bash tools/dev/install.sh
+bash tools/install.sh
 
 PYTHON=.venv/bin/python
 # Threads that wait by spinning make training ten times slower as soon as anything else uses a core.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from helpers.paths import REPO
 
@@ -18,11 +19,12 @@ except AttributeError as error:
 __version__ = '9.9'
 """
 PRELUDE = 'import sys, importlib\nimport bnet_mm.host.compat as compat\n'
+PLAIN = 'import sys, torch\ntorch.version.cuda = None\nimport bnet_mm\n'
 
 
-def run(code, folder):
+def run(code, folder, prelude=PRELUDE):
     env = dict(os.environ, PYTHONPATH=f'{folder}{os.pathsep}{REPO}', PYTHONWARNINGS='ignore')
-    return subprocess.run([sys.executable, '-c', PRELUDE + code], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, '-c', prelude + code], env=env, capture_output=True, text=True, timeout=120)
 
 
 def package(folder, name, text=''):
@@ -101,3 +103,42 @@ except ImportError as error:
 """
     done = run(code, tmp_path)
     assert done.returncode == 0 and "DRN is missing in mmaction2's wheel" in done.stdout, done.stderr
+
+
+def dist_info(folder, needs):
+    info = folder / 'torchvision-9.9.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: torchvision\nVersion: 9.9\n{needs}')
+
+
+@pytest.mark.parametrize('version, needs', [
+    ('9.9+cu130', ''), ('9.9', 'Requires-Dist: torch (==1.0.0)\n'), ('9.9+cpu', 'Requires-Dist: torch==1.0.0\n'),
+])  # fmt: skip
+def test_plain_import_mends_a_torchvision_of_another_torch(tmp_path, version, needs):
+    """With a torch for CPUs, and a torchvision that says of itself that it is for another one."""
+    package(tmp_path, 'torchvision', BROKEN)
+    (tmp_path / 'torchvision' / 'version.py').write_text(f"__version__ = '{version}'\n")
+    dist_info(tmp_path, needs)
+    done = run('import torchvision; print(torchvision.__version__)', tmp_path, PLAIN)
+    assert done.returncode == 0 and done.stdout == '9.9\n' and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize('version', ['9.9', '9.9+cpu'])
+def test_plain_import_leaves_a_torchvision_that_fits(tmp_path, version):
+    """It is not even imported; nor is one of which nothing is known."""
+    package(tmp_path, 'torchvision', "raise AssertionError('imported')\n")
+    (tmp_path / 'torchvision' / 'version.py').write_text(f"__version__ = '{version}'\n")
+    assert run('', tmp_path, PLAIN).returncode == 0
+    dist_info(tmp_path, f'Requires-Dist: torch (=={torch.__version__.split("+")[0]})\n')
+    done = run("assert 'bnet_mm.host.compat' not in sys.modules", tmp_path, PLAIN)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_import_warns_where_it_cannot_mend(tmp_path):
+    package(tmp_path, 'torchvision', "raise RuntimeError('something else')\n")
+    dist_info(tmp_path, 'Requires-Dist: torch (==1.0.0)\n')
+    code = 'import sys, warnings\nwith warnings.catch_warnings(record=True) as caught:\n'
+    code += "    warnings.simplefilter('always')\n    import bnet_mm\n"
+    done = run("print(*[c.message for c in caught if 'bnet_mm' in str(c.message)], sep='\\n')", tmp_path, code)
+    assert len(done.stdout.splitlines()) == 1, done.stderr
+    assert 'bnet_mm cannot install bnet_mm.host.compat' in done.stdout and 'something else' in done.stdout

@@ -43,7 +43,7 @@ def test_python_without_the_libraries(tool, checkout):
     done = bare(sys.executable, '-S', checkout / 'tools' / tool, '--help')
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert 'has no torch and no mmengine and no cv2 and no bnet_mm' in done.stderr
-    assert f'bash {checkout}/tools/dev/install.sh' in done.stderr
+    assert f'bash {checkout}/tools/install.sh' in done.stderr
     stand_in(checkout / '.venv' / 'bin')
     done = bare(sys.executable, '-S', checkout / 'tools' / tool, '--help')
     assert done.returncode == 2 and f'. {checkout}/.venv/bin/activate' in done.stderr
