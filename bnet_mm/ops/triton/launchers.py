@@ -14,7 +14,7 @@ from bnet_mm.ops.triton import kernels
 from bnet_mm.ops.triton.launch import Launch
 from bnet_mm.ops.triton.plans import COLUMNS, PixelPlan, WindowPlan, parts, plan_pixels, plan_windows, power_of_two
 
-BLOCK, LANES = (64, 8), 128  # columns and rows that a program of the joining kernels adds at a time; its lanes
+LANES = 128  # of a program of the joining kernels
 
 
 class BackwardFlags(NamedTuple):
@@ -63,7 +63,7 @@ def backward(
     flags = BackwardFlags(sums=True, weight=needs_weight, statistics=needs_statistics, grad_x=True)
     launch = _backward(layout, by_sample, flags, grad_x.dtype)
     launch(grad, x, x, mean, rstd, weight, mean, rstd, grad_x, grad_x, partial)
-    return grad_x, *_add_partials(partial, mean, rstd, weight, needs_weight, needs_statistics)
+    return grad_x, *_add_partials(partial, mean, rstd, weight, needs_weight)
 
 
 def norm(
@@ -124,7 +124,7 @@ def norm_backward(
     )
     inputs = (grad, output, x, mean, rstd, weight)
     _backward(layout, False, flags, x.dtype)(*inputs, mean, rstd, grad_x, masked, partial)
-    grad_weight, grad_bias, *through = _add_partials(partial, mean, rstd, weight, needs_weight, batch_statistics)
+    grad_weight, grad_bias, *through = _add_partials(partial, mean, rstd, weight, needs_weight)
     if batch_statistics:
         flags = BackwardFlags(grad_x=True, through_statistics=True, relu=relu)
         _backward(layout, False, flags, x.dtype)(*inputs, *through, grad_x, masked, partial)
@@ -165,11 +165,11 @@ def _rows_of_sums(layout: Layout, by_sample: bool, weight: Tensor) -> Tensor:
 
 
 def _add_partials(
-    partial: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, needs_weight: bool, needs_statistics: bool
+    partial: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, needs_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of weight, bias, mean and rstd."""
     found = torch.empty_like(weight), weight.new_empty(weight.shape[0]), torch.empty_like(mean), torch.empty_like(rstd)
-    _joined_sums(partial.shape, mean.shape, needs_weight, needs_statistics)(partial, rstd, *found)
+    _joined_sums(partial.shape, mean.shape, needs_weight)(partial, rstd, *found)
     return found
 
 
@@ -230,14 +230,19 @@ def _backward(layout: Layout, by_sample: bool, flags: BackwardFlags, grad_x_dtyp
 
 
 @planned
-def _joined_sums(rows: torch.Size, numbers: torch.Size, needs_weight: bool, needs_statistics: bool) -> Launch:
+def _joined_sums(rows: torch.Size, numbers: torch.Size, needs_weight: bool) -> Launch:
     groups, fourths, channels, _ = rows
-    sums = 4 * fourths
     samples, step = (numbers[0], channels) if len(numbers) == 2 else (1, 0)
-    depth = min(8, power_of_two(groups // samples))  # rows that a program adds at a time, of `block` columns
-    block = 4 * LANES // depth
-    constants = (samples, channels, groups // samples, step, sums - 3, needs_weight, needs_statistics, block, depth)
-    return Launch(kernels.add_partials_kernel, parts(channels * sums, block), constants, LANES)
+    block, depth = _block(channels, groups // samples)
+    sizes = (samples, channels, groups // samples, step)
+    constants = (*sizes, 4 * fourths - 3, needs_weight, block, depth)
+    return Launch(kernels.add_partials_kernel, fourths * parts(channels, block), constants, block * depth)
+
+
+def _block(channels: int, rows: int) -> tuple[int, int]:
+    """Channels, and rows of sums for them, that a program of the joining kernels adds at a time."""
+    depth = min(8, power_of_two(rows))
+    return min(LANES // depth, power_of_two(channels)), depth
 
 
 def _pixels(shape: torch.Size, channels_last: bool, plan: PixelPlan) -> tuple[int, ...]:
@@ -260,14 +265,16 @@ def _moments(shape: torch.Size, channels_last: bool, dtype: torch.dtype, over_ba
 
 @planned
 def _join_moments(samples: int, channels: int, rows: int) -> Launch:
-    programs = samples * parts(channels, BLOCK[0])
-    return Launch(kernels.join_moments_kernel, programs, (channels, rows // samples, *BLOCK), LANES)
+    block, depth = _block(channels, rows // samples)
+    constants = (channels, rows // samples, block, depth)
+    return Launch(kernels.join_moments_kernel, samples * parts(channels, block), constants, block * depth)
 
 
 @planned
 def _batch_statistics(channels: int, groups: int, has_running: bool) -> Launch:
-    constants = (channels, groups, has_running, *BLOCK)
-    return Launch(kernels.batch_statistics_kernel, parts(channels, BLOCK[0]), constants, LANES)
+    block, depth = _block(channels, groups)
+    constants = (channels, groups, has_running, block, depth)
+    return Launch(kernels.batch_statistics_kernel, parts(channels, block), constants, block * depth)
 
 
 @planned

@@ -68,20 +68,20 @@ def moments_kernel(
             total += d
             squares = tl.fma(d, d, squares)
             at += STEP * step_p
-    steps = tl.maximum(tl.cdiv(stop - begin - pixel, STEP), 0) * (last_sample - first_sample)
-    count = tl.where(channel < channels, steps, 0).to(tl.float32)
+    steps = tl.maximum(tl.cdiv(stop - begin - pixel, STEP), 0)
+    count = (steps * (last_sample - first_sample)).to(tl.float32)
     difference = total / tl.maximum(count, 1.0)
     squares -= total * difference
     AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    number = tl.sum(count, AXIS)
+    number = ((stop - begin) * (last_sample - first_sample)).to(tl.float32)
     mean = shift + difference
     terms = mean * count + 0.0  # a sum, and no product any more, for the sum over lanes; see the package
-    average = tl.sum(terms, AXIS) / tl.maximum(number, 1.0)
+    average = tl.sum(terms, AXIS) / number
     d = mean - tl.expand_dims(average, AXIS)
     squares = tl.fma(count * d, d, squares)
     out = tile * TILE + tl.arange(0, TILE)
     row = partial + (group * strips + strip).to(tl.int64) * 3 * channels + out
-    tl.store(row, number, mask=out < channels)
+    tl.store(row, tl.zeros((TILE,), tl.float32) + number, mask=out < channels)
     tl.store(row + channels, average, mask=out < channels)
     tl.store(row + 2 * channels, tl.sum(squares, AXIS), mask=out < channels)
 
