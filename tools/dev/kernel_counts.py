@@ -23,17 +23,18 @@ def main() -> None:
     parser.add_argument('--check', action='store_true', help='compare with the file and write nothing')
     parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='rows with all of these, such as k3 NCHW')
     args = parser.parse_args()
+    import triton
+
     from ptx import table
 
     chosen = [key for key in table.keys() if set(args.only) <= {*map(str, key), f'k{key.k}'}]
     if not chosen:
         raise UserError(f'--only {" ".join(args.only)}: no row has all of these')
-    rows = table.read() if table.FILE.exists() else {}
+    same_compiler = table.compiler() == triton.__version__
+    if (args.check or args.only) and not same_compiler:
+        raise UserError(f'counts.csv is of Triton {table.compiler()}, this is {triton.__version__}: count all rows')
+    rows = table.read() if same_compiler else {}
     if args.check:
-        import triton
-
-        if table.compiler() != triton.__version__:
-            raise UserError(f'counts.csv is of Triton {table.compiler()}, this is {triton.__version__}')
         problems = table.differences(rows, chosen)
         if problems:
             raise UserError(f'{len(problems)} counts differ:\n' + '\n'.join(problems))
