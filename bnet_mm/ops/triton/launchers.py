@@ -233,10 +233,10 @@ def _backward(layout: Layout, by_sample: bool, flags: BackwardFlags, grad_x_dtyp
 def _joined_sums(rows: torch.Size, numbers: torch.Size, needs_weight: bool) -> Launch:
     groups, fourths, channels, _ = rows
     samples, step = (numbers[0], channels) if len(numbers) == 2 else (1, 0)
-    block, depth = _block(channels, groups // samples)
+    block, depth = _block(channels * fourths, groups // samples)
     sizes = (samples, channels, groups // samples, step)
     constants = (*sizes, 4 * fourths - 3, needs_weight, block, depth)
-    return Launch(kernels.add_partials_kernel, fourths * parts(channels, block), constants, block * depth)
+    return Launch(kernels.add_partials_kernel, parts(channels * fourths, block), constants, block * depth)
 
 
 def _block(channels: int, rows: int) -> tuple[int, int]:

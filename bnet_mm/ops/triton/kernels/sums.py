@@ -13,18 +13,18 @@ def add_partials_kernel(
 ):  # fmt: skip
     """Sums of ``partial`` (samples, groups, taps, C, 4) over groups, of taps and bias also over samples.
 
-    A program has four sums, neighbours in memory, of each of BLOCK channels. The last four of a channel are a tap's,
-    the bias's, mean's and rstd's: 0 where backward_kernel was not asked for them. WEIGHT: else the others are not read.
+    A lane has four sums of a channel, neighbours in memory. The last four are a tap's, the bias's, mean's and rstd's, 0
+    where backward_kernel was not asked for them. WEIGHT: else the others are not read.
     """
     FOURTHS: tl.constexpr = (TAPS + 3) // 4
-    fourth = tl.program_id(0) % FOURTHS
-    is_last = fourth == FOURTHS - 1
-    channel = (tl.program_id(0) // FOURTHS * BLOCK + tl.arange(0, BLOCK))[:, None]
-    one = tl.arange(0, 4)[None, :]
-    t = 4 * fourth + one
-    column = 4 * (fourth * channels + channel) + one
+    number = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    channel = number // FOURTHS
     here = channel < channels
-    written = here if WEIGHT else here & is_last
+    one = tl.arange(0, 4)[None, :]
+    t = number % FOURTHS * 4 + one
+    at = (number % FOURTHS * channels + channel) * 4 + one
+    is_mean = one == 2  # of the last four
+    written = here if WEIGHT else here & (t >= TAPS - 1)
     total = tl.zeros((BLOCK, 4), tl.float64)
     for n in range(samples):
         sums = tl.zeros((DEPTH, BLOCK, 4), tl.float64)
@@ -32,14 +32,12 @@ def add_partials_kernel(
             group = first + tl.arange(0, DEPTH)[:, None, None]
             line = (n * groups + group).to(tl.int64) * channels * (TAPS + 3)
             valid = (group < groups) & written[None, :, :]
-            sums += tl.load(partial + line + column[None, :, :], mask=valid, other=0.0).to(tl.float64)
+            sums += tl.load(partial + line + at[None, :, :], mask=valid, other=0.0).to(tl.float64)
         own = tl.sum(sums, 0)
         scaled = own * tl.load(rstd + n * sample_step + channel, mask=here, other=0.0).to(tl.float64)
-        if is_last:
-            at = n * channels + channel + 0 * one
-            tl.store(grad_mean + at, -scaled.to(tl.float32), mask=here & (t == TAPS + 1))
-            tl.store(grad_rstd + at, own.to(tl.float32), mask=here & (t == TAPS + 2))
+        place = n * channels + channel
+        out = tl.where(is_mean, grad_mean + place, grad_rstd + place)
+        tl.store(out, tl.where(is_mean, -scaled, own).to(tl.float32), mask=here & (t > TAPS))
         total += tl.where(t < TAPS, scaled, own)
-    tl.store(grad_weight + channel * TAPS + t, total.to(tl.float32), mask=here & (t < TAPS))
-    if is_last:
-        tl.store(grad_bias + channel + 0 * one, total.to(tl.float32), mask=here & (t == TAPS))
+    out = tl.where(t < TAPS, grad_weight + (channel * TAPS + t), grad_bias + channel)
+    tl.store(out, total.to(tl.float32), mask=here & (t <= TAPS))
