@@ -1,5 +1,6 @@
 """The package's kernels with one deliberate fault each: the tests above would find it, and say what and where."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -19,13 +20,13 @@ FOLDER = Path(kernels.__file__).parent
 
 @pytest.fixture
 def mutate(tmp_path, monkeypatch):
-    """Makes the package use kernels of whose sources one has ``new`` for ``old``; returns its changed line.
+    """Makes the package use kernels of whose sources one has ``new`` for ``old``; returns its file and changed line.
 
     Plans are forgotten, as they hold kernels.
     """
     names = 'lanes', 'forward', 'backward', 'sums', 'moments'
 
-    def change(old: str, new: str) -> str:
+    def change(old: str, new: str) -> tuple[str, int]:
         sources = {name: (FOLDER / f'{name}.py').read_text() for name in names}
         (name,) = [name for name, text in sources.items() if old in text]
         assert sources[name].count(old) == 1 and old.count('\n') == new.count('\n')
@@ -42,12 +43,13 @@ def mutate(tmp_path, monkeypatch):
                 if attribute.endswith('_kernel'):
                     monkeypatch.setattr(kernels, attribute, getattr(module, attribute))
         forget()
-        return f'mutant_{name}.py:{line}'
+        return f'mutant_{name}.py', line
 
     yield change
     for name in names:
         sys.modules.pop(f'mutant_{name}', None)
     forget()
+    gc.collect()  # within Triton's reading of a kernel it would disturb Python 3.11's ast
 
 
 def forget():
@@ -75,7 +77,7 @@ def test_small_map(old, new, kinds, kernel, mutate):
     inputs = case.inputs()
     with machine():
         right = run(case, inputs)
-        line = mutate(old, new)
+        file, line = mutate(old, new)
         if kinds is None:
             wrong = run(case, inputs)
             assert [name for name in wrong if not torch.equal(wrong[name], right[name])] == ['x']
@@ -84,7 +86,9 @@ def test_small_map(old, new, kinds, kernel, mutate):
             run(case, inputs)
     assert found.value.kind in kinds and found.value.kernel == f'{kernel}_kernel'
     if 'tl.' in old:
-        assert line in found.value.source
+        said_file, said_line = found.value.source.split(':')
+        # Triton 3.8 gives a load that the optimiser has moved the line where its value is used.
+        assert said_file == file and int(said_line) - line in (0, 1)
 
 
 def test_product_within_a_sum_over_lanes(mutate):
