@@ -94,7 +94,7 @@ def refusal(name: str, device: str, dtype: torch.dtype, k: int, dilation: int) -
     try:
         if backend.check:
             backend.check(dtype, k)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return str(error)
     return None
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from bnet_mm.cli import UserError
 from bnet_mm.datasets.coco import coco_classes, subset
 from helpers.tools import call_tool
 
@@ -57,6 +58,7 @@ def test_tool(tmp_path):
     source.write_text(json.dumps(COCO))
     assert call_tool('coco_subset', source, target, '--images', 2, '--max-objects', 2) is None
     assert json.loads(target.read_text()) == subset(COCO, 2, 2)
-    assert 'exists already' in call_tool('coco_subset', source, target)
+    with pytest.raises(UserError, match='exists already'):
+        call_tool('coco_subset', source, target)
     assert 'only 3 images have 1 to 6' in call_tool('coco_subset', source, tmp_path / 'c.json', '--images', 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'b.json']

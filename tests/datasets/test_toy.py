@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bnet_mm.cli import UserError
 from helpers.hosts import import_host_models
 from helpers.tools import call_tool
 
@@ -35,8 +36,10 @@ def test_seeded(data, tmp_path, layout):
 
 
 def test_refusals(data, tmp_path):
-    assert 'exists already' in make('coco', data / 'coco')
-    assert '--train and --val must be at least 1' in make('imagenet', tmp_path / 'x', '--val', 0)
+    with pytest.raises(UserError, match='exists already'):
+        make('coco', data / 'coco')
+    with pytest.raises(UserError, match='--train and --val must be at least 1'):
+        make('imagenet', tmp_path / 'x', '--val', 0)
     assert not (tmp_path / 'x').exists()
 
 

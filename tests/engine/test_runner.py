@@ -108,8 +108,12 @@ def test_resuming(tmp_path):
     (tmp_path / 'epoch_1.pth').touch()
     resume_from(cfg, 'auto')
     assert cfg.resume is True and cfg.load_from is None
-    resume_from(cfg, 'mine.pth')
-    assert cfg.resume is True and cfg.load_from == 'mine.pth'
+    with pytest.raises(UserError, match='checkpoint mine.pth does not exist'):
+        resume_from(cfg, 'mine.pth')
+    mine = tmp_path / 'mine.pth'
+    mine.touch()
+    resume_from(cfg, str(mine))
+    assert cfg.resume is True and cfg.load_from == str(mine)
 
 
 @pytest.fixture

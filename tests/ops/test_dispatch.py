@@ -33,7 +33,8 @@ def pretend(monkeypatch):
 
         table = dict(dispatch.BACKENDS)
         for name, outcome in outcomes.items():
-            table[name] = table[name]._replace(load=loader(outcome), device=dict(cpp='cpu', triton='cuda')[name])
+            device = dict(cpp='cpu', triton='cuda')[name]
+            table[name] = table[name]._replace(load=loader(outcome), device=device, check=None)
         monkeypatch.setattr(dispatch, 'BACKENDS', table)
         dispatch.forget()
 

@@ -59,10 +59,10 @@ def test_convert_config_and_its_checkpoint(tmp_path):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * two.abs().max().item())
 
     again = convert(*arguments, cwd=tmp_path)
-    assert again.returncode == 1 and again.stderr.endswith('error: nothing was written: sub/new.py exists already\n')
+    assert again.returncode == 2 and again.stderr.endswith('error: nothing was written: sub/new.py exists already\n')
     torch.save({k: v for k, v in old.state_dict().items() if k != 'backbone.conv1.weight'}, tmp_path / 'less.pth')
     less = convert('old.py', '-o', 'sub/less.py', '--from-checkpoint', 'less.pth', cwd=tmp_path)
-    assert less.returncode == 1 and 'lacks 1 tensors of this model: backbone.conv1.weight' in less.stderr
+    assert less.returncode == 2 and 'lacks 1 tensors of this model: backbone.conv1.weight' in less.stderr
     assert sorted(os.listdir(tmp_path / 'sub')) == ['new.pth', 'new.py']
 
 
