@@ -74,8 +74,14 @@ def remembered(monkeypatch):
     return files
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('k', [1, 3, 5, 7])
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FEW = ((torch.float32, 1), (torch.float16, 3), (torch.bfloat16, 5))
+ALL = [
+    pytest.param(dtype, k, marks=() if (dtype, k) in FEW else pytest.mark.ptx) for dtype in DTYPES for k in (1, 3, 5, 7)
+]
+
+
+@pytest.mark.parametrize('dtype, k', ALL)
 def test_first_use_is_checked_once(dtype, k, remembered):
     with machine() as gpu, FakeTensorMode():
         triton.check(dtype, k, 'cpu')
