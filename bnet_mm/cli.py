@@ -64,15 +64,19 @@ def in_a_line(error: Exception) -> str:
 def run_tool(main: Callable[[], None]) -> None:
     """Run ``main()``; a UserError, or a file that cannot be read or written, is one sentence and exit code 2.
 
-    The sentence goes to stderr, once per machine; the code is that of argparse for a wrong command line.
+    The sentence goes to stderr: a UserError's once per machine, since all processes have it, a file's from each process
+    that meets it. The code is that of argparse for a wrong command line.
     """
     try:
         main()
-    except (UserError, OSError) as error:
-        if not isinstance(error, UserError) and os.environ.get('BNET_MM_TRACEBACK') == '1':
-            raise
+    except UserError as error:
         if os.environ.get('LOCAL_RANK', '0') == '0':
-            print(f'error: {error if isinstance(error, UserError) else in_a_line(error)}', file=sys.stderr)
+            print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if os.environ.get('BNET_MM_TRACEBACK') == '1':
+            raise
+        print(f'error: {in_a_line(error)}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_available() and dist.is_initialized():

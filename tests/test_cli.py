@@ -56,6 +56,15 @@ def test_files_that_nobody_has_looked_at(tmp_path, monkeypatch, capsys):
         run_tool(lambda: tmp_path.read_text())
 
 
+def test_a_file_that_one_process_lacks(tmp_path, monkeypatch, capsys):
+    """Another node's disk, for one: the first process of the machine knows nothing of it."""
+    monkeypatch.delenv('BNET_MM_TRACEBACK', raising=False)
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    with pytest.raises(SystemExit) as done:
+        run_tool((tmp_path / 'no.txt').read_text)
+    assert done.value.code == 2 and capsys.readouterr().err == f'error: {tmp_path}/no.txt: No such file or directory\n'
+
+
 def test_paths_of_configs(tmp_path):
     """A file, a name of ours, a path in a library; of others the nearest."""
     (tmp_path / 'a.py').touch()
