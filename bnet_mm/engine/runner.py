@@ -14,9 +14,10 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
+from bnet_mm.checkpoint.latest import NOTE, latest_checkpoint
 from bnet_mm.checkpoint.layouts import CheckpointError
 from bnet_mm.checkpoint.safe_load import load_checkpoint_file
 from bnet_mm.cli import UserError, check_file, clear_errors
@@ -70,19 +71,22 @@ def resume_from(cfg: Config, resume: str | None) -> None:
     """Set up ``--resume`` (the latest checkpoint in the work dir) or ``--resume CHECKPOINT``."""
     if resume is None:
         return
-    if resume != 'auto' and '://' not in resume:
-        check_file('checkpoint', resume)
     if resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir)
+        note, latest = Path(cfg.work_dir, NOTE), latest_checkpoint(cfg.work_dir)
+        if not note.is_file():
+            raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no {NOTE} there)')
         if latest is None:
-            raise UserError(f'--resume: nothing to resume in {cfg.work_dir} (no last_checkpoint there)')
-        if not os.path.isfile(latest):  # killed while mmengine wrote that name, or removed the older checkpoint
             raise UserError(
-                f'--resume: {cfg.work_dir}/last_checkpoint names {latest!r}, which is no file; name a checkpoint with '
-                '--resume CHECKPOINT'
+                f'--resume: {note} names {note.read_text()!r}, which is no file, and no complete checkpoint lies '
+                'beside it; name one with --resume CHECKPOINT'
             )
+        if str(latest) != note.read_text().strip():
+            print(f'--resume: {note} names {note.read_text()!r}, which is no file; going on from {latest}')
+        resume = str(latest)
+    elif '://' not in resume:
+        check_file('checkpoint', resume)
     cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
+    cfg.load_from = resume
 
 
 class CheckedRunner(Runner):

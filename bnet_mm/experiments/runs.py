@@ -21,6 +21,7 @@ import torch
 from mmengine.config import Config
 
 import bnet_mm
+from bnet_mm.checkpoint.latest import latest_checkpoint
 from bnet_mm.cli import UserError
 from bnet_mm.experiments.plan import Plan, Variant
 from bnet_mm.files import written
@@ -255,9 +256,9 @@ def trained_weights(folder: Path, source: str, seed: int) -> Path:
     """
     plan, variant = source.split('/')
     run = place_of(folder, plan, variant, seed) / 'run'
-    if not (run / 'last_checkpoint').exists():
+    if (latest := latest_checkpoint(run)) is None:
         raise UserError(f'{source}, seed {seed}, was not trained in {folder}: run the plan {plan}.yml first')
-    return run / Path((run / 'last_checkpoint').read_text().strip()).name
+    return latest
 
 
 def epoch_losses(run: Run) -> list[float]:
@@ -271,8 +272,8 @@ def epoch_losses(run: Run) -> list[float]:
 
 def _epochs(work_dir: Path) -> int:
     """The epoch of the checkpoint that a run goes on from; 0 without one."""
-    note = work_dir / 'last_checkpoint'
-    return int(Path(note.read_text().strip()).stem.rpartition('_')[2]) if note.exists() else 0
+    latest = latest_checkpoint(work_dir)
+    return int(latest.stem.rpartition('_')[2]) if latest else 0
 
 
 def _device() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from bnet_mm.checkpoint.latest import NOTE, latest_checkpoint
 from bnet_mm.cli import UserError, clear_errors
 
 # Of a config, what says where and how it was run, not what; runs that agree in all else are seeds of one recipe.
@@ -56,11 +57,8 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """The last one that was written."""
-        for note in sorted(self.folder.rglob('last_checkpoint'), key=lambda path: path.stat().st_mtime, reverse=True):
-            named = Path(note.read_text().strip())
-            if found := next((path for path in (named, note.with_name(named.name)) if path.is_file()), None):
-                return found  # beside the note where the folder was moved
-        return None
+        notes = sorted(self.folder.rglob(NOTE), key=lambda path: path.stat().st_mtime, reverse=True)
+        return next(filter(None, (latest_checkpoint(note.parent) for note in notes)), None)
 
     @property
     def predictions(self) -> Path | None:

@@ -1,6 +1,7 @@
 """The runner that does not go on with a checkpoint of another model."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -95,19 +96,24 @@ def test_an_incomplete_checkpoint(tmp_path):
         load_complete(small_net(), 'no.pth')
 
 
-def test_resuming(tmp_path):
+def test_resuming(tmp_path, capsys):
     cfg = Config(dict(work_dir=str(tmp_path)))
     resume_from(cfg, None)
     assert 'resume' not in cfg
     with pytest.raises(UserError, match=f'nothing to resume in {tmp_path}'):
         resume_from(cfg, 'auto')
-    for content in ('', str(tmp_path / 'epoch_1.pth')):
-        (tmp_path / 'last_checkpoint').write_text(content)
-        with pytest.raises(UserError, match=f'names {content!r}, which is no file; name a checkpoint with --resume'):
+    first, second, note = (str(tmp_path / name) for name in ('epoch_1.pth', 'epoch_2.pth', 'last_checkpoint'))
+    for content in ('', first):
+        Path(note).write_text(content)
+        with pytest.raises(UserError, match=f'names {content!r}, which is no file, and no complete checkpoint lies'):
             resume_from(cfg, 'auto')
-    (tmp_path / 'epoch_1.pth').touch()
+    torch.save({}, second)
     resume_from(cfg, 'auto')
-    assert cfg.resume is True and cfg.load_from is None
+    assert cfg.resume is True and cfg.load_from == second
+    assert capsys.readouterr().out == f'--resume: {note} names {first!r}, which is no file; going on from {second}\n'
+    torch.save({}, first)
+    resume_from(cfg, 'auto')
+    assert cfg.load_from == first and capsys.readouterr().out == ''
     with pytest.raises(UserError, match='checkpoint mine.pth does not exist'):
         resume_from(cfg, 'mine.pth')
     mine = tmp_path / 'mine.pth'

@@ -116,6 +116,7 @@ def test_weights_of_another_plan(make_plan, tmp_path):
     run_dir = place_of(tmp_path, 'first', 'BN, 4 images', 3) / 'run'
     run_dir.mkdir(parents=True)
     (run_dir / 'last_checkpoint').write_text('/old/place/epoch_2.pth')
+    (run_dir / 'epoch_2.pth').touch()
     assert trained_weights(tmp_path, 'first/BN, 4 images', 3) == run_dir / 'epoch_2.pth'
     plan = make_plan(more='tuned: {weights: first/BN}')
     with pytest.raises(UserError, match='first/BN, seed 0, was not trained in .*: run the plan first.yml first'):
