@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { echo "error: $*" >&2; exit 1; }
+refuse() { echo "error: $*" >&2; exit 2; }  # what was typed, or what this machine lacks
 say() { echo "[install] $*"; }
 
 VENV=.venv
@@ -18,12 +19,12 @@ if [ -z "${PYTHON:-}" ]; then
         ! version "$PYTHON" >/dev/null || break
     done
 fi
-VERSION=$(version "$PYTHON") || fail "$PYTHON does not run: install Python 3.11, or name one with PYTHON=/path/to/python3.11"
+VERSION=$(version "$PYTHON") || refuse "$PYTHON does not run: install Python 3.11, or name one with PYTHON=/path/to/python3.11"
 LOCK=requirements/py${VERSION/./}.txt
-[ -f "$LOCK" ] || fail "$PYTHON is Python $VERSION, and the locks are for 3.10 to 3.13: name another with PYTHON=..."
+[ -f "$LOCK" ] || refuse "$PYTHON is Python $VERSION, and the locks are for 3.10 to 3.13: name another with PYTHON=..."
 HAS=$(version "$VENV/bin/python" || echo "$VERSION")
-[ "$HAS" = "$VERSION" ] || fail "$VENV has Python $HAS, and $PYTHON is Python $VERSION: remove $VENV first"
-[ -f "${MMCV_WHEEL:-$LOCK}" ] || fail "MMCV_WHEEL=$MMCV_WHEEL is no file"
+[ "$HAS" = "$VERSION" ] || refuse "$VENV has Python $HAS, and $PYTHON is Python $VERSION: remove $VENV first"
+[ -f "${MMCV_WHEEL:-$LOCK}" ] || refuse "MMCV_WHEEL=$MMCV_WHEEL is no file"
 
 # The stages, each with the file that says it is done with these inputs, and about its seconds on slow cores, of which
 # mmcv takes all (measured with 2).
@@ -82,7 +83,7 @@ mmcv() {
     torch=$("$VENV/bin/python" -c 'import torch; print(torch.__version__)')
     if [ -n "${MMCV_WHEEL:-}" ]; then
         install --no-deps --force-reinstall "$MMCV_WHEEL"
-        mmcv_works || fail "MMCV_WHEEL=$MMCV_WHEEL does not work with torch $torch; see $LOG"
+        mmcv_works || refuse "MMCV_WHEEL=$MMCV_WHEEL does not work with torch $torch; see $LOG"
         return
     fi
     ! mmcv_works || return 0
@@ -99,7 +100,7 @@ mmcv() {
         say "mmcv: it does not work with torch $torch, so it is not used"
         use_cache=(--no-cache-dir)
     done
-    command -v "${CXX:-c++}" >/dev/null || fail "no prebuilt $mmcv for torch $torch, and no C++ compiler to build it" \
+    command -v "${CXX:-c++}" >/dev/null || refuse "no prebuilt $mmcv for torch $torch, and no C++ compiler to build it" \
         "(Debian: apt-get install g++); or name a wheel with MMCV_WHEEL=/path/to.whl"
     say "mmcv: no prebuilt one for torch $torch, so it is built"
     # Its build script asks for C++17, and the headers of torch 2.14 refuse less than C++20.
@@ -123,10 +124,10 @@ for name in "${STAGES[@]}"; do
 done
 [ -n "${TODO:-}" ] || exit 0
 if ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
-    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON lacks the venv module (Debian: python3-venv)"
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || refuse "$PYTHON lacks the venv module (Debian: python3-venv)"
     FREE_GB=$(df -Pk . | awk 'NR==2 {print int($4 / 1048576)}')
-    [ "$FREE_GB" -ge 12 ] || fail "only $FREE_GB GB free here; the installation needs up to 12 GB"
-    "$PYTHON" -m venv "$VENV" || fail "cannot make $VENV; remove what is there first"
+    [ "$FREE_GB" -ge 12 ] || refuse "only $FREE_GB GB free here; the installation needs up to 12 GB"
+    "$PYTHON" -m venv "$VENV" || refuse "cannot make $VENV; remove what is there first"
 fi
 for name in "${STAGES[@]}"; do
     stage "$name"

@@ -66,10 +66,10 @@ def test_resumed_after_a_failure(copy):
     """What is done is skipped: here the environment, then the packages, then nothing but the kernels."""
     (copy / 'no_network').touch()
     done, calls = install(copy)
-    assert done.returncode != 0 and 'pip install --no-deps --require-hashes' in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and 'pip install --no-deps --require-hashes' in done.stderr.splitlines()[-1]
     (copy / 'no_network').unlink()
     done, calls = install(copy, CXX='no-such-compiler')
-    assert done.returncode != 0 and '-m venv' not in calls
+    assert done.returncode == 2 and '-m venv' not in calls
     assert 'no C++ compiler to build it' in done.stderr.splitlines()[-1]
     done, calls = install(copy)
     assert done.returncode == 0 and 'packages.txt' not in calls and 'mmcv.txt' in calls
@@ -94,12 +94,12 @@ def test_a_cached_wheel_of_another_torch(copy):
 
 def test_a_named_wheel(copy):
     done, calls = install(copy, MMCV_WHEEL=str(copy / 'nope.whl'))
-    assert done.returncode != 0 and 'pip' not in calls
+    assert done.returncode == 2 and 'pip' not in calls
     assert done.stderr == f'error: MMCV_WHEEL={copy}/nope.whl is no file\n'
     for name in ('bad.whl', 'good.whl'):
         (copy / name).write_text(name)
     done, calls = install(copy, MMCV_WHEEL=str(copy / 'bad.whl'))
-    assert done.returncode != 0 and 'bad.whl does not work with torch 9.9' in done.stderr
+    assert done.returncode == 2 and 'bad.whl does not work with torch 9.9' in done.stderr
     done, calls = install(copy, MMCV_WHEEL=str(copy / 'good.whl'))
     assert done.returncode == 0 and 'mmcv.txt' not in calls
     done, calls = install(copy)
@@ -114,7 +114,7 @@ def test_a_named_wheel(copy):
 def test_installer_names_what_is_wrong(copy, python, message):
     stand_in(copy / 'python', python)
     done, _ = install(copy)
-    assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert not (copy / '.venv').exists()
 
 
@@ -122,7 +122,7 @@ def test_an_environment_of_another_python(copy):
     assert install(copy)[0].returncode == 0
     stand_in(copy / '.venv' / 'bin' / 'python', '#!/bin/sh\necho 3.12\n')
     done, _ = install(copy)
-    assert done.returncode != 0 and done.stderr.startswith('error: .venv has Python 3.12, and ')
+    assert done.returncode == 2 and done.stderr.startswith('error: .venv has Python 3.12, and ')
     assert done.stderr.endswith('is Python 3.11: remove .venv first\n')
 
 
