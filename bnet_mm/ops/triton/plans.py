@@ -98,7 +98,7 @@ def pixel_tile(channels: int, pixels: int, channels_last: bool) -> PixelTile:
     if channels_last:
         inner = min(256, power_of_two(channels))
         return PixelTile(min(512 // inner, power_of_two(pixels)), inner, math.gcd(channels, COLUMNS))
-    sizes = [size for size in (256, 128, 64, 32, 16) if 8 * size <= pixels] + [8]
+    sizes = [size for size in (256, 128, 64, 32, 16) if 8 * size <= pixels] + [8 if pixels >= 64 else 4]
     inner = min(sizes, key=lambda size: parts(pixels, size) * size)
     return PixelTile(min(512 // inner, power_of_two(channels)), inner, math.gcd(pixels, COLUMNS))
 

@@ -170,11 +170,12 @@ def moments_backward_kernel(
     place = channel * step_c + (begin + pixel) * step_p
     step_n = step_p * step_c * (pixels if CHANNELS_LAST else channels)
     here = channel < channels
-    for n in range(group * samples_each, tl.minimum((group + 1) * samples_each, samples)):
-        number = n * channels + channel if BY_SAMPLE else channel
-        centre = tl.load(mean + number, mask=here, other=0.0)
-        shift = tl.load(grad_mean + number, mask=here, other=0.0) / count
-        scale = tl.load(grad_var + number, mask=here, other=0.0) * (2 / count)
+    first_sample = group * samples_each
+    number = first_sample * channels + channel if BY_SAMPLE else channel  # with BY_SAMPLE a program has one sample
+    centre = tl.load(mean + number, mask=here, other=0.0)
+    shift = tl.load(grad_mean + number, mask=here, other=0.0) / count
+    scale = tl.load(grad_var + number, mask=here, other=0.0) * (2 / count)
+    for n in range(first_sample, tl.minimum(first_sample + samples_each, samples)):
         at = place + n * step_n
         for start in tl.range(begin, stop, STEP, loop_unroll_factor=4):
             valid = here & (start + pixel < stop)
