@@ -1,9 +1,9 @@
 """Compare norms with seeds and intervals: python tools/experiment.py PLAN.yml [--workers N] [--dry-run | --report]
 
 Trains what the plan says with tools/train.py, all variants of one seed before the next seed, and writes a line per run
-into the .csv file beside the plan. Typed again, it goes on: runs that are done are not repeated, one that was killed
-goes on from its last epoch, one that failed is tried again; a run that a plan beside this one has too, with the same
-config and seed, is trained once. Then, or with --report at any time, it prints the tables.
+into RESULTS/PLAN.csv. Typed again, it goes on: runs that are done are not repeated, one that was killed goes on from
+its last epoch, one that failed is tried again; a run that another plan has too, with the same config and seed, is
+trained once. Then, or with --report at any time, it prints the tables.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ def main() -> None:
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/experiments'), help='for logs and checkpoints (%(default)s)'
     )
+    parser.add_argument(
+        '--results', type=Path, help='folder of the .csv files (the work dir); configs/experiments has published ones'
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument('--dry-run', action='store_true', help='print the runs that are left, and train nothing')
     only.add_argument('--report', action='store_true', help='print the tables of what is done, and train nothing')
     args = parser.parse_args()
     if args.workers < 1:
         raise UserError(f'--workers takes a number above 0, got {args.workers}')
-    plan = read_plan(args.plan)
+    if args.results and not args.results.is_dir():
+        raise UserError(f'--results {args.results} is no folder')
+    plan = read_plan(args.plan, args.results or args.work_dir)
     waiting = still_to_run(plan)
     console = Console(width=None if sys.stdout.isatty() else 160)
     if args.dry_run:

@@ -62,9 +62,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of an experiment: every variant with every seed from 0 on."""
+    """All runs of an experiment: every variant with every seed from 0 on.
+
+    results: The folder with a CSV file of what came out, for each plan.
+    """
 
     path: Path
+    results: Path
     about: str
     metric: str
     seeds: int
@@ -77,8 +81,7 @@ class Plan:
 
     @property
     def csv(self) -> Path:
-        """What came out, beside the plan."""
-        return self.path.with_suffix('.csv')
+        return self.results / f'{self.name}.csv'
 
     def runs(self) -> Iterator[tuple[Variant, int]]:
         """All variants of seed 0, then of seed 1, so that what is done is a comparison at any time."""
@@ -119,8 +122,11 @@ class Plan:
         return cfg
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, results: Path | None = None) -> Plan:
     """Read a plan.
+
+    Args:
+        results: The folder of what came out; None: that of the plan.
 
     Raises:
         UserError: For a file that is none, a field that is missing or unknown, a variant that nothing has, with what is
@@ -158,7 +164,9 @@ def read_plan(path: Path) -> Plan:
         for side in ('variant', 'than'):
             _check(one[side] in variants, f'{where}, claims: {side} is one of {", ".join(variants)}', one[side])
         claims.append(Claim(**one))
-    return Plan(path, given['about'], given['metric'], given['seeds'], variants, tuple(claims))
+    return Plan(
+        path, results or path.parent, given['about'], given['metric'], given['seeds'], variants, tuple(claims)
+    )
 
 
 def _check(holds: bool, rule: str, got: Any) -> None:

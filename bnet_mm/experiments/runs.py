@@ -24,7 +24,7 @@ import bnet_mm
 from bnet_mm.checkpoint.latest import latest_checkpoint
 from bnet_mm.cli import UserError
 from bnet_mm.experiments.plan import Plan, Variant
-from bnet_mm.files import written
+from bnet_mm.files import make_folder, written
 from bnet_mm.host.configs import zoo_root
 from bnet_mm.visualization.page import revision
 from bnet_mm.visualization.runs import Run, read_run
@@ -89,7 +89,7 @@ def write_results(results: list[Result], path: Path) -> None:
 
 
 def finished(plan: Plan) -> list[Result]:
-    """Lines of the plan's runs that are done: of its own CSV file, and of those beside it.
+    """Lines of the plan's runs that are done: of its own CSV file, and of those in the same folder.
 
     A run of another plan with the same config, weights and seed is the same run, and is not trained twice.
 
@@ -106,7 +106,7 @@ def finished(plan: Plan) -> list[Result]:
             )
     beside = {
         (result.config, result.seed): result
-        for path in sorted(plan.path.parent.glob('*.csv'))
+        for path in sorted(plan.results.glob('*.csv'))
         for result in read_results(path)
         if result.status == DONE
     }
@@ -136,6 +136,7 @@ def run_plan(plan: Plan, folder: Path, workers: int, report: Callable[[Result], 
     Raises:
         UserError: If a run starts from the weights of another plan's that are not there.
     """
+    make_folder(plan.results)
     done = finished(plan)
     failed = [result for result in read_results(plan.csv) if result.key not in {one.key for one in done}]
     if done or failed:

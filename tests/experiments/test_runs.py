@@ -40,7 +40,7 @@ def test_plan_is_trained_and_a_failure_does_not_stop_it(make_plan, tmp_path):
     plan = make_plan(more='broken: {than: BN, options: {model.backbone.type: Nothing}}')
     write_results([replace(RESULT, config=plan.digest(plan.variants['BN']))], plan.csv)  # it is not repeated
     work = tmp_path / 'work'
-    done = run('tools/experiment.py', plan.path, '--work-dir', work, '--workers', 2)
+    done = run('tools/experiment.py', plan.path, '--work-dir', work, '--results', tmp_path, '--workers', 2)
     assert done.returncode == 0, done.stderr[-3000:]
     results = {result.variant: result for result in read_results(plan.csv)}
     assert len(results['BNET-3'].metrics.split()) == len(results['BNET-3'].losses.split()) == 3
@@ -57,6 +57,7 @@ def test_killed_plan_goes_on_and_ends_as_if_it_had_not_been(make_plan, tmp_path)
     plan = make_plan()
     # One core is one thread, on which equal runs have equal bits.
     tool = ['taskset', '-c', min(os.sched_getaffinity(0)), sys.executable, 'tools/experiment.py', plan.path]
+    tool += ['--results', tmp_path]
     command = [*tool, '--work-dir', tmp_path / 'killed']
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     process = subprocess.Popen(list(map(str, command)), cwd=REPO, **quiet)
@@ -82,6 +83,17 @@ def test_killed_plan_goes_on_and_ends_as_if_it_had_not_been(make_plan, tmp_path)
     assert (results['BNET-3'].metrics, results['BNET-3'].losses) == (second.metrics, second.losses)
     whole, killed = weights(tmp_path / 'whole' / 'shapes' / 'BNET-3' / 'seed0'), weights(bnet)
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_a_reader_trains_all_that_was_published(make_plan, tmp_path, capsys):
+    """Results of their own are kept apart from the published ones, which --results goes on with."""
+    plan = make_plan()
+    write_results([replace(RESULT, config=plan.digest(plan.variants['BN']))], plan.csv)
+    for options, left in ([], 'BN, seed 0\nBNET-3, seed 0\n'), (['--results', tmp_path], 'BNET-3, seed 0\n'):
+        call_tool('experiment', plan.path, '--work-dir', tmp_path / 'own', *options, '--dry-run')
+        assert capsys.readouterr().out == left
+    with pytest.raises(UserError, match='--results .*nope is no folder'):
+        call_tool('experiment', plan.path, '--results', tmp_path / 'nope')
 
 
 def test_changed_plan_is_refused(make_plan):
