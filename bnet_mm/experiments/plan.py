@@ -164,9 +164,7 @@ def read_plan(path: Path, results: Path | None = None) -> Plan:
         for side in ('variant', 'than'):
             _check(one[side] in variants, f'{where}, claims: {side} is one of {", ".join(variants)}', one[side])
         claims.append(Claim(**one))
-    return Plan(
-        path, results or path.parent, given['about'], given['metric'], given['seeds'], variants, tuple(claims)
-    )
+    return Plan(path, results or path.parent, given['about'], given['metric'], given['seeds'], variants, tuple(claims))
 
 
 def _check(holds: bool, rule: str, got: Any) -> None:

@@ -72,7 +72,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Iterator[str]:
     yield ''
     done = [result for result in results if result.status == DONE]
     minutes = sum(result.seconds for result in done) / 60
-    where = ', '.join(
+    where = '; '.join(
         sorted({f'{result.device}, {result.threads} thread{"s" * (result.threads > 1)}' for result in done})
     )
     dates = sorted({result.date for result in done})
