@@ -22,6 +22,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope='session')
 def trained(shapes, tmp_path_factory):
     """A work dir after one epoch."""
+    pytest.importorskip('mmdet')
     work_dir = tmp_path_factory.mktemp('work') / 'train'
     done = train(shapes, work_dir)
     assert done.returncode == 0, done.stderr[-3000:]
