@@ -11,7 +11,7 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 
 # matrix_table.py reads these lines, too.
 ROWS=(
-    'torch-2.14: the default stack, as `tools/install.sh` makes it'
+    'torch-2.14: the default stack, as tools/install.sh makes it'
     'torch-2.13: torch 2.13, its CPU build, with Triton 3.7.1 and the torchvision of that torch'
     'torch-2.6: torch 2.6; mmcv-lite, so neither mmdet nor mmaction2'
     'torch-2.1: torch 2.1 and numpy 1; mmcv-lite, so neither mmdet nor mmaction2'
@@ -26,8 +26,15 @@ ROWS=(
     'two-users: two users at once, first in one checkout that neither may write to, then each in his own'
 )
 # What another torch or another mmcv can change, and what another machine can.
-STACK=(tests/layers tests/surgery tests/checkpoint tests/host tests/engine)
-MACHINE=(tests/host tests/checkpoint tests/ops/test_dispatch.py tests/ops/test_compilers.py)
+STACK=(
+    tests/layers/test_{bnet,tail,normalisers,holders,followers,compilers,cross_iteration_bn,taps_loading}.py
+    tests/surgery/test_{config,enhance,fold,positions}.py tests/checkpoint tests/host
+    tests/engine/test_{runner,hooks,resume_optimizer}.py
+)
+MACHINE=(
+    tests/layers/test_compilers.py tests/ops/test_{dispatch,compilers}.py tests/checkpoint
+    tests/host/test_{install,configs,loaders,compat}.py tests/tools/test_{install,taps,curves}.py
+)
 # A detector and a segmentor, trained and evaluated.
 TRAINING=(
     tests/tools/test_train.py::test_train_writes_checkpoint_curve_and_evaluates
@@ -38,7 +45,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 say() { echo "[$NAME, $SECONDS s] $*"; }
 NAMES=("${ROWS[@]%%:*}")
 NAME=${1:-}
-[ $# = 1 ] && printf '%s\n' "${NAMES[@]}" | grep -qxF -- "$NAME" ||
+{ [ $# = 1 ] && printf '%s\n' "${NAMES[@]}" | grep -qxF -- "$NAME"; } ||
     fail "one name is needed, of ${NAMES[*]}; got ${*:-none}"
 BELOW=$(echo "$ROOT"/.venv/lib/python*/site-packages)
 [ -d "$BELOW/torch" ] || fail "no environment in .venv: bash tools/install.sh makes it"
@@ -121,8 +128,7 @@ offline() { unshare --net bash -c 'ip link set lo up && exec "$@"' offline "$@";
 
 # A path on which no compiler stands.
 path_without_compilers() {
-    rm -rf "$ROW/bin"
-    mkdir "$ROW/bin"
+    mkdir -p "$ROW/bin"
     local folder file
     for folder in ${PATH//:/ }; do
         for file in "$folder"/*; do

@@ -26,7 +26,13 @@ def matrix(tmp_path):
     """matrix(*arguments): the script in a repository of its own; the finished process and the calls of Python."""
     root = tmp_path / 'checkout'
     packages = root / '.venv' / 'lib' / 'python3.11' / 'site-packages'
-    for path in (root / 'tools/dev', root / 'bnet_mm', root / '.venv/bin', tmp_path / 'bin', *map(packages.joinpath, PACKAGES)):
+    for path in (
+        root / 'tools/dev',
+        root / 'bnet_mm',
+        root / '.venv/bin',
+        tmp_path / 'bin',
+        *map(packages.joinpath, PACKAGES),
+    ):
         path.mkdir(parents=True)
     (root / 'tools/dev/matrix.sh').write_text(SCRIPT.read_text())
     (root / '.gitignore').write_text('.venv\n.matrix/\n*.so\n')
@@ -93,14 +99,20 @@ def test_page_is_not_stale():
 
 
 def row(**changed):
-    texts = dict(date='2026-11-28', python='3.11.7', torch='2', numpy='1', hosts='mmcv 2', processor='AVX2', minutes='4.0')
+    texts = dict(
+        date='2026-11-28', python='3.11.7', torch='2', numpy='1', hosts='mmcv 2', processor='AVX2', minutes='4.0'
+    )
     numbers = dict(passed='7', failed='0', skipped='2', revision='abc', tests=TWO, failures='', kernels='')
     return texts | numbers | changed
 
 
 def test_table(tmp_path):
     """The last line of each row counts; what was not run is said to be."""
-    lines = [row(name='forks'), row(name='home', tests='tests/a'), row(name='forks', failed='1', failures='test_a::test_b')]
+    lines = [
+        row(name='forks'),
+        row(name='home', tests='tests/a'),
+        row(name='forks', failed='1', failures='test_a::test_b'),
+    ]
     tool.write_results(lines, tmp_path / 'matrix.csv')
     text = tool.page_text('Words.\n<!-- matrix: rows -->old<!-- /matrix -->', tmp_path / 'matrix.csv')
     found = {line.split('`')[1]: line for line in text.splitlines() if line.startswith('| `')}
