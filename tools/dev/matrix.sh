@@ -25,19 +25,16 @@ ROWS=(
     'not-root: a user other than root, with a checkout of his own'
     'two-users: two users at once, first in one checkout that neither may write to, then each in his own'
 )
+TRAINING=tests/tools/test_train.py::test_train_writes_checkpoint_curve_and_evaluates
 # What another torch or another mmcv can change, and what another machine can.
 STACK=(
-    tests/layers/test_{bnet,tail,normalisers,holders,taps_loading}.py tests/surgery/test_{config,fold,positions}.py
-    tests/checkpoint tests/host/test_{loaders,norm_finders,pretrained,traps}.py tests/engine/test_{runner,hooks}.py
+    tests/layers/test_{bnet,holders,taps_loading}.py tests/surgery/test_{config,positions}.py tests/checkpoint
+    tests/host/test_{loaders,pretrained,traps}.py tests/engine/test_hooks.py
+    tests/tools/test_test.py::test_one_entry_serves_mmseg_configs_too "$TRAINING"
 )
 MACHINE=(
     tests/ops/test_dispatch.py tests/checkpoint/test_safe_load.py tests/host/test_loaders.py tests/tools/test_taps.py
-    tests/layers/test_bnet.py::test_compile
-)
-# A detector and a segmentor, trained and evaluated.
-TRAINING=(
-    tests/tools/test_train.py::test_train_writes_checkpoint_curve_and_evaluates
-    tests/tools/test_test.py::test_one_entry_serves_mmseg_configs_too
+    tests/layers/test_bnet.py::test_compile "$TRAINING"
 )
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -174,7 +171,6 @@ case $NAME in
         esac
         ;;
 esac
-TESTS+=("${TRAINING[@]}")
 case $NAME in
     no-compiler) path_without_compilers; CLONE=clone; AS=(env "PATH=$ROW/bin") ;;
     offline) AS=(offline) ;;
