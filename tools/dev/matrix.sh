@@ -73,6 +73,7 @@ clone() {
     local git=(git -c "safe.directory=*" -C "$1")
     "${git[@]}" fetch -q "$ROOT" HEAD
     "${git[@]}" checkout -q --force --detach FETCH_HEAD
+    REVISION=$("${git[@]}" rev-parse --short HEAD)
 }
 
 # A clone of HEAD at $1 with the compiled kernels of this checkout, which are for the torch of .venv.
@@ -198,4 +199,4 @@ else
     run tests "$ROW/checkout" "${AS[@]}"
 fi
 PYTHONPATH=$ROW/checkout "$PYTHON" "$ROOT/tools/dev/matrix_table.py" --add "$NAME" "$ROW/results" \
-    $((SECONDS - START)) "$(git -C "$ROOT" rev-parse --short HEAD)" "${TESTS[*]}"
+    $((SECONDS - START)) "$REVISION" "${TESTS[*]}"
