@@ -13,8 +13,8 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 ROWS=(
     'torch-2.14: the default stack, as tools/install.sh makes it'
     'torch-2.13: torch 2.13, its CPU build, with Triton 3.7.1 and the torchvision of that torch'
-    'torch-2.6: torch 2.6; mmcv-lite, so neither mmdet nor mmaction2'
-    'torch-2.1: torch 2.1 and numpy 1; mmcv-lite, so neither mmdet nor mmaction2'
+    'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
+    'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
     'forks: onedl-mmengine, -mmcv, -mmdetection, -mmsegmentation, -mmpretrain in the place of upstream, no mmaction2'
     'numpy-1: numpy 1 in the place of 2'
     'mmcv-lite: mmcv without its operators, so neither mmdet nor mmaction2'
@@ -156,8 +156,8 @@ TESTS=("${STACK[@]}") CLONE=clone_with_kernels AS=()
 case $NAME in
     torch-2.14) environment none ;;
     torch-2.13) torch 2.13.0 0.28.0 mmcv triton==3.7.1; mmcv; CLONE=clone_and_compile ;;
-    torch-2.6) torch 2.6.0 0.21.0 'mmcv|mmdet|mmaction' mmcv-lite==2.1.0; CLONE=clone_and_compile ;;
-    torch-2.1) torch 2.1.2 0.16.2 'mmcv|mmdet|mmaction|numpy' mmcv-lite==2.1.0 'numpy<2'; CLONE=clone_and_compile ;;
+    torch-2.6) torch 2.6.0 0.21.0 'mmcv|mmdet|mmaction' mmcv-lite==2.1.0; CLONE=clone ;;
+    torch-2.1) torch 2.1.2 0.16.2 'mmcv|mmdet|mmaction|numpy' mmcv-lite==2.1.0 'numpy<2'; CLONE=clone ;;
     forks)
         environment 'mm|numpy|opencv' --no-build-isolation onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 \
             onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 onedl-mmpretrain==1.3.6
