@@ -12,7 +12,7 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 # matrix_table.py reads these lines, too.
 ROWS=(
     'torch-2.14: the default stack, as tools/install.sh makes it'
-    'torch-2.13: torch 2.13, its CPU build, with Triton 3.7.1 and the torchvision of that torch'
+    'torch-2.13: torch 2.13 (CPU build where there is one) with Triton 3.7.1, no compiled kernels'
     'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
     'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
     'forks: onedl-mmengine, -mmcv, -mmdetection, -mmsegmentation, -mmpretrain in the place of upstream, no mmaction2'
@@ -82,13 +82,6 @@ clone_with_kernels() {
     cp "$ROOT"/bnet_mm/_cpu*.so "$1/bnet_mm/" || fail "no compiled kernels here: bash tools/install.sh compiles them"
 }
 
-# A clone of HEAD at $1 with kernels for the torch of this environment.
-clone_and_compile() {
-    clone "$1"
-    say "kernels"
-    (cd "$1" && "$PYTHON" setup.py -q build_ext --inplace) >"$ROW/kernels.log" 2>&1 || fail "see $ROW/kernels.log"
-}
-
 # Run the tests in the checkout $2, by the command that follows; results are called $1.
 run() {
     local result=$ROW/results/$1 checkout=$2
@@ -155,7 +148,7 @@ export PYTHONWARNINGS='ignore:pkg_resources is deprecated as an API'
 TESTS=("${STACK[@]}") CLONE=clone_with_kernels AS=()
 case $NAME in
     torch-2.14) environment none ;;
-    torch-2.13) torch 2.13.0 0.28.0 mmcv triton==3.7.1; mmcv; CLONE=clone_and_compile ;;
+    torch-2.13) torch 2.13.0 0.28.0 mmcv triton==3.7.1; mmcv; CLONE=clone ;;
     torch-2.6) torch 2.6.0 0.21.0 'mmcv|mmdet|mmaction' mmcv-lite==2.1.0; CLONE=clone ;;
     torch-2.1) torch 2.1.2 0.16.2 'mmcv|mmdet|mmaction|numpy' mmcv-lite==2.1.0 'numpy<2'; CLONE=clone ;;
     forks)
