@@ -28,7 +28,7 @@ ROWS=(
 TRAINING=tests/tools/test_train.py::test_train_writes_checkpoint_curve_and_evaluates
 # What another torch or another mmcv can change, and what another machine can.
 STACK=(
-    tests/layers/test_{bnet,holders,taps_loading}.py tests/surgery/test_{config,positions}.py tests/checkpoint
+    tests/layers/test_{bnet,holders,taps_loading}.py tests/surgery/test_config.py tests/checkpoint
     tests/host/test_{loaders,pretrained,traps}.py tests/engine/test_hooks.py
     tests/tools/test_test.py::test_one_entry_serves_mmseg_configs_too "$TRAINING"
 )
