@@ -13,11 +13,11 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 ROWS=(
     'torch-2.14: the default stack, as tools/install.sh makes it'
     'torch-2.13: torch 2.13 (CPU build where there is one) with Triton 3.7.1, no compiled kernels'
-    'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
-    'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so neither mmdet nor mmaction2'
+    'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so mmpretrain only'
+    'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so mmpretrain only'
     'forks: onedl-mmengine, -mmcv, -mmdetection, -mmsegmentation, -mmpretrain in the place of upstream, no mmaction2'
     'numpy-1: numpy 1 in the place of 2'
-    'mmcv-lite: mmcv without its operators, so neither mmdet nor mmaction2'
+    'mmcv-lite: mmcv without its operators, with which mmpretrain works; mmseg 1.2.2 imports them, mmdet needs them'
     'no-compiler: no compiler on the path, and no compiled kernels'
     'offline: no network but the machine itself, after the installation'
     'home: a user whose HOME cannot be written to'
@@ -31,6 +31,7 @@ STACK=(
     tests/layers/test_{bnet,holders,taps_loading}.py tests/surgery/test_config.py tests/checkpoint
     tests/host/test_{loaders,pretrained,traps}.py tests/engine/test_hooks.py
     tests/tools/test_test.py::test_one_entry_serves_mmseg_configs_too "$TRAINING"
+    tests/experiments/test_runs.py::test_plan_is_trained_and_a_failure_does_not_stop_it
 )
 MACHINE=(
     tests/ops/test_dispatch.py tests/checkpoint/test_safe_load.py tests/host/test_loaders.py tests/tools/test_taps.py
