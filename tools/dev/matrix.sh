@@ -13,11 +13,11 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 ROWS=(
     'torch-2.14: the default stack, as tools/install.sh makes it'
     'torch-2.13: torch 2.13 (CPU build where there is one) with Triton 3.7.1, no compiled kernels'
-    'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so mmpretrain only'
-    'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so mmpretrain only'
+    'torch-2.6: torch 2.6, no compiled kernels; mmcv-lite, so neither mmdet nor mmseg'
+    'torch-2.1: torch 2.1 and numpy 1, no compiled kernels; mmcv-lite, so neither mmdet nor mmseg'
     'forks: onedl-mmengine, -mmcv, -mmdetection, -mmsegmentation, -mmpretrain in the place of upstream, no mmaction2'
     'numpy-1: numpy 1 in the place of 2'
-    'mmcv-lite: mmcv without its operators, with which mmpretrain works; mmseg 1.2.2 imports them, mmdet needs them'
+    'mmcv-lite: mmcv without its operators, which mmdet and mmseg 1.2.2 cannot do without'
     'no-compiler: no compiler on the path, and no compiled kernels'
     'offline: no network but the machine itself, after the installation'
     'home: a user whose HOME cannot be written to'
@@ -150,14 +150,14 @@ TESTS=("${STACK[@]}") CLONE=clone_with_kernels AS=()
 case $NAME in
     torch-2.14) environment none ;;
     torch-2.13) torch 2.13.0 0.28.0 mmcv triton==3.7.1; mmcv; CLONE=clone ;;
-    torch-2.6) torch 2.6.0 0.21.0 'mmcv|mmdet|mmaction' mmcv-lite==2.1.0; CLONE=clone ;;
-    torch-2.1) torch 2.1.2 0.16.2 'mmcv|mmdet|mmaction|numpy' mmcv-lite==2.1.0 'numpy<2'; CLONE=clone ;;
+    torch-2.6) torch 2.6.0 0.21.0 'mmcv|mmdet' mmcv-lite==2.1.0; CLONE=clone ;;
+    torch-2.1) torch 2.1.2 0.16.2 'mmcv|mmdet|numpy' mmcv-lite==2.1.0 'numpy<2'; CLONE=clone ;;
     forks)
         environment 'mm|numpy|opencv' --no-build-isolation onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 \
             onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 onedl-mmpretrain==1.3.6
         ;;
     numpy-1) environment numpy 'numpy<2' ;;
-    mmcv-lite) environment 'mmcv|mmdet|mmaction' --no-deps mmcv-lite==2.1.0 ;;
+    mmcv-lite) environment 'mmcv|mmdet' --no-deps mmcv-lite==2.1.0 ;;
     *)
         TESTS=("${MACHINE[@]}")
         case $NAME in
