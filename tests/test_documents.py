@@ -96,6 +96,8 @@ COMMANDS = {
     r'python -m pytest tests/ptx': 'not run: runs these tests',
     r'bash tools/dev/sanitize\.sh': 'not run: compiles for minutes; it shows by faults of its own that it finds some',
     r'bash tools/dev/newcomer\.sh': 'tests/tools/dev/test_newcomer.py::test_types_and_checks',
+    r'bash tools/dev/matrix\.sh': 'tests/tools/dev/test_matrix.py::test_row_with_another_package',
+    r'python tools/dev/matrix_table\.py --check': 'tests/tools/dev/test_matrix.py::test_page_is_not_stale',
     r'python tools/dev/mutants\.py': 'tests/tools/dev/test_mutants.py::test_changes_are_noticed',
     r'python tools/dev/benchmark\.py readme --check': SPEED,
     r'python tools/dev/benchmark\.py readme': 'not run: writes into the checkout; with --check it is run',

@@ -21,3 +21,10 @@ def test_import_is_lean():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'torch.Size([2, 3, 4, 4])' in done.stdout
+
+
+def test_import_asks_for_no_private_name_that_older_torch_lacks():
+    """torch 2.6 has no _has_any_global_hook."""
+    code = "from torch.nn.modules import module\nvars(module).pop('_has_any_global_hook', None)\nimport bnet_mm\n"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import (  # torch's own question, _has_any_global_hook, is newer than torch 2.6
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 from bnet_mm.layers import BNET
 from bnet_mm.layers.arguments import Duck, is_symbolic
@@ -49,7 +54,10 @@ class FusedTail(Block):
             return f'the last norm is {type(norm).__name__}'
         if type(self.relu) is not nn.ReLU:
             return f'the activation is {type(self.relu).__name__}'
-        if has_hooks(norm) or has_hooks(self.relu) or _has_any_global_hook():
+        every_module = (
+            _global_forward_pre_hooks or _global_forward_hooks or _global_backward_pre_hooks or _global_backward_hooks
+        )
+        if has_hooks(norm) or has_hooks(self.relu) or every_module:
             return 'norm or activation has hooks'
         return self._why_not_in_between()
 

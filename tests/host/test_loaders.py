@@ -19,6 +19,7 @@ def test_what_is_fetched_is_read_safely_too(tmp_path, monkeypatch, url):
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))  # for its list of addresses; HOME may not be writable
     monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
     with pytest.raises(CheckpointError, match='refused'):
         CheckpointLoader.load_checkpoint(url, map_location='cpu')

@@ -22,6 +22,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope='session')
 def trained(shapes, tmp_path_factory):
     """A work dir after one epoch."""
+    pytest.importorskip('mmdet')
     work_dir = tmp_path_factory.mktemp('work') / 'train'
     done = train(shapes, work_dir)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -56,6 +57,7 @@ def segmentation(tmp_path):
     """Data and config of a PSPNet with BNET in its backbone; of the norms elsewhere, the type is an argument."""
     if not is_installed('mmsegmentation'):
         pytest.skip('mmengine finds mmseg:: configs only under the distribution name mmsegmentation')
+    pytest.importorskip('mmcv.ops', reason='mmseg cannot be imported beside mmcv-lite, which has no operators')
     generator = np.random.default_rng(0)
     for folder, high, shape in (('images', 256, (32, 32, 3)), ('masks', 2, (32, 32))):
         (tmp_path / folder).mkdir()

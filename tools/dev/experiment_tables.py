@@ -11,7 +11,6 @@ from checkout import ROOT  # first: is this the right Python?
 # isort: split
 
 import argparse
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from bnet_mm.experiments.runs import DONE, Result, read_results
 from bnet_mm.experiments.tables import CLAIMS, VARIANTS, claim_rows, draw, variant_rows
 from bnet_mm.files import written
 from bnet_mm.visualization.figures import save
+from pages import fill, markdown
 
 FOLDER = ROOT / 'configs' / 'experiments'
-PLACE = re.compile(r'(<!-- experiment: (\w+) -->).*?(<!-- /experiment -->)', re.DOTALL)
 
 
 def main() -> None:
@@ -53,10 +52,7 @@ def page_text(text: str, folder: Path) -> str:
     Raises:
         UserError: If a plan has no place in the page.
     """
-    sections = {plan.name: '\n'.join(section(plan, read_results(plan.csv))) for plan in plans(folder)}
-    if missing := sections.keys() - {match[2] for match in PLACE.finditer(text)}:
-        raise UserError(f'configs/experiments/README.md has no place for {", ".join(sorted(missing))}')
-    return PLACE.sub(lambda match: f'{match[1]}\n\n{sections[match[2]]}\n\n{match[3]}', text)
+    return fill(text, 'experiment', {plan.name: list(section(plan, read_results(plan.csv))) for plan in plans(folder)})
 
 
 def section(plan: Plan, results: Sequence[Result]) -> Iterator[str]:
@@ -79,11 +75,6 @@ def section(plan: Plan, results: Sequence[Result]) -> Iterator[str]:
     yield f'{len(done)} runs, {minutes:.0f} minutes in all ({where}; {dates[0]} to {dates[-1]}).'
     yield ''
     yield f'![{plan.name}: loss and {plan.metric} of every epoch, mean and deviation]({plan.name}.png)'
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for cells in (header, ['---'] * len(header), *rows):
-        yield f'| {" | ".join(cells)} |'
 
 
 if __name__ == '__main__':
