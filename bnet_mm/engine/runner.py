@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
@@ -113,6 +115,10 @@ class CheckedRunner(Runner):
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_run' and get_rank():
+            for hook in self.hooks:
+                if isinstance(hook, LoggerHook):  # all processes would write a test's metrics into one file, at once
+                    hook.json_log_path = f'{self.timestamp}_{get_rank()}.json'
         # mmengine calls this one between the reading of a file and the loading of the model from it
         if fn_name == 'after_load_checkpoint' and self._check_optimizer and 'optimizer' in kwargs['checkpoint']:
             self.optim_wrapper: Any = self.build_optim_wrapper(self.optim_wrapper)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import LoggerHook
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -151,6 +152,20 @@ def test_loading_by_the_runner(runner, tmp_path):
         runner.load_checkpoint(less)
     with pytest.raises(CheckpointError, match='no 0.bias, 0.weight is .4, 2, 1, 1., not .4, 3, 1, 1.$'):
         runner.load_checkpoint(part)
+
+
+@pytest.mark.parametrize('rank, name', [(0, '20261128_120000.json'), (1, '20261128_120000_1.json')])
+def test_processes_do_not_write_into_one_file(runner, monkeypatch, rank, name):
+    """Of a test's metrics, which mmengine writes in all of them: two texts of unlike length leave no JSON."""
+
+    class Logger(LoggerHook):
+        def before_run(self, runner):
+            self.json_log_path = f'{runner.timestamp}.json'
+
+    runner._timestamp, runner._hooks = '20261128_120000', [Logger()]
+    monkeypatch.setattr('bnet_mm.engine.runner.get_rank', lambda: rank)
+    runner.call_hook('before_run')
+    assert runner.hooks[0].json_log_path == name
 
 
 def test_model_that_cannot_be_built():
