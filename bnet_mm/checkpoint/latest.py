@@ -18,8 +18,8 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     if not note.is_file():
         return None
     named = Path(note.read_text().strip())
-    for path in (named, note.with_name(named.name or NOTE)):
-        if path.is_file() and path != note:
+    for path in (named, note.parent / named.name):
+        if path.is_file():
             return path
     # torch.save writes a zip file, whose table of contents comes last
     saved = [path for path in note.parent.glob('*.pth') if not path.name.startswith('best_')]

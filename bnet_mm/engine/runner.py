@@ -82,7 +82,7 @@ def resume_from(cfg: Config, resume: str | None) -> None:
                 f'--resume: {note} names {note.read_text()!r}, which is no file, and no complete checkpoint lies '
                 'beside it; name one with --resume CHECKPOINT'
             )
-        if str(latest) != note.read_text().strip():
+        if latest != Path(note.read_text().strip()):
             print(f'--resume: {note} names {note.read_text()!r}, which is no file; going on from {latest}')
         resume = str(latest)
     elif '://' not in resume:
