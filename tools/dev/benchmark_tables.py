@@ -22,7 +22,8 @@ def latest(path: Path) -> dict[str, Results]:
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
             device = row['device'].removeprefix('x86_64 ').replace(', 2 threads', '')
-            found.setdefault(device, {}).setdefault(row['quantity'], {})[row['name']] = row
+            found[device] = found.pop(device, {})  # that of the last row is the last one
+            found[device].setdefault(row['quantity'], {})[row['name']] = row
     return found
 
 

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 
+import benchmark_tables
 from helpers.paths import REPO
 
 TOOL = [sys.executable, 'tools/dev/benchmark.py']
@@ -29,3 +30,14 @@ def test_tables_are_those_of_the_rows(tmp_path):
 def test_missing_folder():
     done = run('layer', '--out', 'no/such/folder')
     assert done.returncode == 2 and 'no/such/folder' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_norms_are_of_the_device_that_was_measured_last(tmp_path):
+    """Also where it had been measured before another one."""
+    quantities = ('training step', 'inference', 'saved for backward')
+    lines = ['device,quantity,name,ratio_to_bn']
+    for device, ratio in (('AVX512', 1), ('AVX2', 2), ('AVX512', 3)):
+        lines += [f'"x86_64 {device}, 2 threads",{quantity},GN,{ratio}' for quantity in quantities]
+    (tmp_path / 'norms.csv').write_text('\n'.join(lines) + '\n')
+    header, _, row = benchmark_tables.norm_table(benchmark_tables.latest(tmp_path / 'norms.csv'))
+    assert 'AVX512' in header and row == '| GN | 3.00 | 3.00 | 3.00 |'
